@@ -1,0 +1,42 @@
+# make demo: the main job on a real network. make test: lint, types, tests.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: install demo lint types test test-slow bench models clean
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: install
+	$(BIN)/gdu-compile models/digits_mlp.onnx --weights models/digits_mlp.oracle.npz \
+	    --data models/digits.npz -o build/digits_mlp.gdu.onnx --force
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# passes/ is installed as gdu_compile.passes; mypy sees that only in a folder where it lies there.
+types: install
+	rm -rf build/types && mkdir -p build/types/gdu_compile
+	ln -s $(CURDIR)/gdu_compile/* $(CURDIR)/passes build/types/gdu_compile/
+	cd build/types && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml gdu_compile
+	$(BIN)/mypy models/build.py
+
+test: lint types
+	$(BIN)/pytest -n 2 -q -m 'not slow'
+
+test-slow: install
+	$(BIN)/pytest -q -m slow
+
+bench: install
+	$(BIN)/python -m benchmarks.record
+
+models: install
+	$(BIN)/python models/build.py
+
+clean:
+	rm -rf .venv build *.egg-info

@@ -1,0 +1,281 @@
+"""What each stage leaves behind for the next ones, and what must hold after every stage.
+
+The state lives in ``model.meta["gdu"]`` (``onnx_ir.passes.Sequential`` hands on
+nothing but the model).  Its fields are grouped by the pass that writes them; a
+pass names the fields it needs and gives, and both are checked before and after
+it runs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from gdu_compile.digits import CODES, Digits, DigitCode
+from gdu_compile.errors import ContractError, InputError
+
+META_KEY = "gdu"
+PREFIX = "gdu."
+PASS_KEY = "gdu.pass"
+
+
+@dataclass(frozen=True)
+class LogitsSite:
+    """Written by LocateLogitsPass: where the recorder speaks.
+
+    Attributes:
+        name: the value's name; after the rewrite it is the switch's output.
+        axis: the class axis, counted from the end: −1.
+        classes: C.
+        kind: "logits" (later also probabilities, sigmoid, values).
+        why: one sentence for the reader: why this value was taken.
+        batch: (model input, dimension index) with the same batch dimension,
+            an int when the batch is fixed, or None: read it off the logits.
+    """
+
+    name: str
+    axis: int
+    classes: int
+    kind: str
+    why: str
+    batch: tuple[str, int] | int | None
+
+
+@dataclass(frozen=True)
+class Target:
+    """Written by BindOraclePass: one initializer and the digits it shall get.
+
+    Attributes:
+        name: the initializer's name in the base.
+        shape: its shape.
+        dtype: its dtype, as numpy spells it.
+        digits: [elements, digits] uint16, a view of the oracle's bytes.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    digits: Digits
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A float weight that is not recorded, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One weight's place in a bucket: rows ``offset`` … ``offset + elements − 1`` after row 0."""
+
+    weight: str
+    offset: int
+    shape: tuple[int, ...]
+    dtype: str
+    signal: str
+
+    @property
+    def elements(self) -> int:
+        """Number of elements of the weight."""
+        product = 1
+        for size in self.shape:
+            product *= size
+        return product
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Written by InsertRecorderPass: one trainable tensor θ_b [1 + Σ elements, digits]."""
+
+    theta: str
+    slots: tuple[Slot, ...]
+
+    @property
+    def rows(self) -> int:
+        """Rows without the calibrator."""
+        return sum(slot.elements for slot in self.slots)
+
+
+@dataclass(frozen=True)
+class Extension:
+    """The permanent facts of an extended model, as its metadata holds them.
+
+    Attributes:
+        version: of gdu-compile that wrote it.
+        method: "record".
+        code: the digit code.
+        gain: γ.
+        batch_limit: N of Lemma 1.
+        logits: the logits site.
+        base_logits: name that the base's own logits have inside the extended graph.
+        buckets: θ and what lies where.
+        initial: weight name → name of the initializer with its initial value.
+        source: SHA-256 of the base's header (inputs, outputs, nodes, initializer sizes).
+        skipped: float weights that are not recorded.
+    """
+
+    version: str
+    method: str
+    code: DigitCode
+    gain: float
+    batch_limit: int
+    logits: LogitsSite
+    base_logits: str
+    buckets: tuple[Bucket, ...]
+    initial: dict[str, str]
+    source: str
+    skipped: tuple[Skipped, ...]
+
+    def slots(self) -> Iterator[tuple[Bucket, Slot]]:
+        """All (bucket, slot) pairs in file order."""
+        for bucket in self.buckets:
+            for slot in bucket.slots:
+                yield bucket, slot
+
+    def to_metadata(self) -> dict[str, str]:
+        """The ``gdu.*`` entries of ``metadata_props``."""
+        site = self.logits
+        facts: dict[str, object] = {
+            "version": self.version,
+            "method": self.method,
+            "digits": self.code.name,
+            "gain": self.gain.hex(),
+            "batch_limit": self.batch_limit,
+            "logits": {
+                "name": site.name, "axis": site.axis, "classes": site.classes,
+                "kind": site.kind, "why": site.why, "batch": site.batch,
+                "base": self.base_logits,
+            },
+            "buckets": {
+                bucket.theta: [[s.weight, s.offset, s.shape, s.dtype, s.signal] for s in bucket.slots]
+                for bucket in self.buckets
+            },
+            "initial": self.initial,
+            "source": self.source,
+            "skipped": [[skipped.name, skipped.reason] for skipped in self.skipped],
+        }  # fmt: skip
+        return {
+            PREFIX + key: fact if isinstance(fact, str) else json.dumps(fact)
+            for key, fact in facts.items()
+        }
+
+    @classmethod
+    def from_metadata(cls, props: dict[str, str], file: str = "the model") -> Extension:
+        """Read the facts back.
+
+        Raises:
+            InputError: the model is no extended one, or its metadata is damaged.
+        """
+        if PREFIX + "version" not in props:
+            raise InputError(
+                f"{file} is not an extended model (it has no gdu.* metadata)",
+                ["make one with: gdu-compile MODEL --weights W.npz"],
+            )
+        try:
+            site = json.loads(props[PREFIX + "logits"])
+            batch = site["batch"]
+            return cls(
+                version=props[PREFIX + "version"],
+                method=props[PREFIX + "method"],
+                code=CODES[props[PREFIX + "digits"]],
+                gain=float.fromhex(props[PREFIX + "gain"]),
+                batch_limit=int(props[PREFIX + "batch_limit"]),
+                logits=LogitsSite(
+                    site["name"], site["axis"], site["classes"], site["kind"], site["why"],
+                    (str(batch[0]), int(batch[1])) if isinstance(batch, list) else batch,
+                ),
+                base_logits=site["base"],
+                buckets=tuple(
+                    Bucket(
+                        theta,
+                        tuple(Slot(w, int(o), tuple(map(int, s)), d, q) for w, o, s, d, q in slots),
+                    )
+                    for theta, slots in json.loads(props[PREFIX + "buckets"]).items()
+                ),
+                initial=dict(json.loads(props[PREFIX + "initial"])),
+                source=props[PREFIX + "source"],
+                skipped=tuple(Skipped(n, r) for n, r in json.loads(props[PREFIX + "skipped"])),
+            )  # fmt: skip
+        except (KeyError, ValueError, TypeError, IndexError) as error:
+            raise InputError(
+                f"the gdu.* metadata of {file} is damaged: {type(error).__name__}: {error}"
+            ) from error
+
+
+@dataclass
+class State:
+    """What the stages hand on, grouped by the pass that writes it."""
+
+    # NormalizePass: constants that were nodes: value name → the node's name
+    lifted: dict[str, str] | None = None
+    source: str | None = None
+    # LocateLogitsPass
+    logits: LogitsSite | None = None
+    # BindOraclePass
+    targets: list[Target] | None = None
+    skipped: list[Skipped] | None = None
+    # InsertRecorderPass
+    code: DigitCode | None = None
+    gain: float | None = None
+    batch_limit: int | None = None
+    buckets: list[Bucket] | None = None
+    armed: ir.Value | None = None
+    recorded_logits: ir.Value | None = None
+    # InsertSwitchesPass
+    initial: dict[str, str] | None = None
+    base_logits: str | None = None
+    # every pass: what it did, in numbers (for the table of passes)
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)
+
+
+def state_of(model: ir.Model) -> State:
+    """The model's state; a fresh one when no pass has run yet."""
+    state = model.meta.get(META_KEY)
+    if state is None:
+        state = State()
+        model.meta[META_KEY] = state
+    if not isinstance(state, State):
+        raise ContractError(f"model.meta[{META_KEY!r}] holds {type(state).__name__}, not State")
+    return state
+
+
+def check_graph(model: ir.Model) -> None:
+    """What must hold after every stage: one name, one value; nodes after what they use.
+
+    Raises:
+        ContractError: with all violations.
+    """
+    problems: list[str] = []
+    seen: dict[str, ir.Value] = {}
+    defined: set[ir.Value] = set()
+
+    def define(value: ir.Value) -> None:
+        if value.name is None or seen.setdefault(value.name, value) is not value:
+            problems.append(f"two values are called {value.name!r}")
+        defined.add(value)
+
+    def visit(graph: ir.Graph) -> None:
+        for value in dict.fromkeys([*graph.inputs, *graph.initializers.values()]):
+            define(value)
+        for node in graph:
+            for used in node.inputs:
+                if used is not None and used not in defined:
+                    problems.append(f"node {node.name!r} uses {used.name!r} before it is made")
+            for attribute in node.attributes.values():
+                if attribute.type == ir.AttributeType.GRAPH:
+                    visit(attribute.as_graph())
+            for output in node.outputs:
+                if output.name:
+                    define(output)
+        for output in graph.outputs:
+            if output not in defined:
+                problems.append(f"output {output.name!r} of {graph.name!r} is never made")
+
+    visit(model.graph)
+    if problems:
+        raise ContractError("the graph is broken (please report this)", problems)

@@ -1,0 +1,271 @@
+"""The shared graph pieces, in ONNX operators of opset 18: recorder, decoder, armed, switch.
+
+Every equation of THEORY §2–3 that ends up in a graph is written here once.
+The builder gives unique names, sets dtype and shape, and notes on each node
+which pass put it there.  Small constants become Constant nodes: the extension
+adds no float initializer besides θ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from gdu_compile.contracts import PASS_KEY, Bucket
+from gdu_compile.digits import Array, DigitCode, exponent_table, implicit_bit_table
+
+FLOAT, INT32, INT64, BOOL = ir.DataType.FLOAT, ir.DataType.INT32, ir.DataType.INT64, ir.DataType.BOOL
+Dim = int | str | None
+
+
+class Names:
+    """Fresh names in a model: for values, nodes, branches; collisions get a number.
+
+    Example:
+        >>> import onnx_ir as ir
+        >>> graph = ir.Graph([ir.val("gdu_theta_0")], [], nodes=[], opset_imports={"": 18})
+        >>> Names(ir.Model(graph, ir_version=10)).fresh("gdu_theta_0")
+        'gdu_theta_0_1'
+    """
+
+    def __init__(self, model: ir.Model) -> None:
+        self._taken: set[str | None] = {model.graph.name}
+        for graph in model.graphs():
+            self._taken.update(value.name for value in graph.inputs)
+            self._taken.update(graph.initializers)
+            for node in graph:
+                self._taken.add(node.name)
+                self._taken.update(value.name for value in node.outputs)
+
+    def fresh(self, wanted: str) -> str:
+        """``wanted``, or ``wanted_1``, ``wanted_2`` … when it is taken."""
+        name, count = wanted, 0
+        while name in self._taken:
+            count += 1
+            name = f"{wanted}_{count}"
+        self._taken.add(name)
+        return name
+
+
+class Builder:
+    """Collects new nodes, for the main graph or for a branch.
+
+    Args:
+        names: the model's name generator.
+        origin: class name of the pass, written into each node's metadata.
+    """
+
+    def __init__(self, names: Names, origin: str) -> None:
+        self.names = names
+        self.origin = origin
+        self.nodes: list[ir.Node] = []
+
+    def op(
+        self,
+        op_type: str,
+        *inputs: ir.Value,
+        name: str,
+        dtype: ir.DataType = FLOAT,
+        shape: Sequence[Dim] | None = None,
+        **attributes: int | float | list[int] | ir.Graph | ir.Tensor,
+    ) -> ir.Value:
+        """One node with one output called ``name`` (made unique)."""
+        return self.multi_op(op_type, *inputs, outputs=[(name, dtype, shape)], **attributes)[0]
+
+    def multi_op(
+        self,
+        op_type: str,
+        *inputs: ir.Value,
+        outputs: Iterable[tuple[str, ir.DataType, Sequence[Dim] | None]],
+        **attributes: int | float | list[int] | ir.Graph | ir.Tensor,
+    ) -> Sequence[ir.Value]:
+        """One node with several outputs, each (name, dtype, shape)."""
+        values = [
+            ir.Value(
+                name=self.names.fresh(name),
+                type=ir.TensorType(dtype),
+                shape=None if shape is None else ir.Shape(shape),
+            )
+            for name, dtype, shape in outputs
+        ]
+        node = ir.node(
+            op_type,
+            list(inputs),
+            attributes,
+            outputs=values,
+            name=self.names.fresh(f"{values[0].name}/{op_type}"),
+            metadata_props={PASS_KEY: self.origin},
+        )
+        self.nodes.append(node)
+        return node.outputs
+
+    def constant(self, array: Array, name: str) -> ir.Value:
+        """A Constant node that holds ``array``."""
+        # The tensor gets the value's own name, so that equal input gives equal bytes.
+        tensor = ir.tensor(array, name=name)
+        return self.op("Constant", name=name, dtype=tensor.dtype, shape=array.shape, value=tensor)
+
+    def float(self, number: float, name: str) -> ir.Value:
+        """A scalar float32 constant."""
+        return self.constant(np.array(number, dtype=np.float32), name)
+
+    def ints(self, numbers: Sequence[int], name: str) -> ir.Value:
+        """A 1-D int64 constant."""
+        return self.constant(np.array(numbers, dtype=np.int64), name)
+
+    def branch(self, outputs: Sequence[ir.Value], name: str) -> ir.Graph:
+        """The collected nodes as the body of an If branch; empties the builder."""
+        nodes, self.nodes = self.nodes, []
+        return ir.Graph([], list(outputs), nodes=nodes, name=self.names.fresh(name))
+
+
+def emit_armed(b: Builder, thetas: Sequence[ir.Value], digits: int) -> ir.Value:
+    """Armed = all calibrators ≠ 0: a scalar BOOL (THEORY §2)."""
+    first = b.ints([0], "gdu_row_0")
+    rows = [
+        b.op("Gather", theta, first, name="gdu_calibrator", shape=[1, digits], axis=0)
+        for theta in thetas
+    ]  # each 1 x digits
+    zero = b.float(0.0, "gdu_zero")
+    unset = b.op("Equal", b.op("Concat", *rows, name="gdu_calibrators", axis=0,
+                               shape=[len(rows), digits]),
+                 zero, name="gdu_unset", dtype=BOOL, shape=[len(rows), digits])  # fmt: skip
+    flags = b.op("Cast", unset, name="gdu_unset_flags", dtype=INT32, to=INT32.value,
+                 shape=[len(rows), digits])  # fmt: skip
+    count = b.op("ReduceSum", flags, name="gdu_unset_count", dtype=INT32, shape=[], keepdims=0)
+    none = b.constant(np.array(0, dtype=np.int32), "gdu_none")
+    return b.op("Equal", count, none, name="gdu_armed", dtype=BOOL, shape=[])
+
+
+def emit_digits(b: Builder, signals: Sequence[ir.Value], code: DigitCode, rows: int) -> ir.Value:
+    """s = 2q − M of a bucket, the calibrator's 1 in row 0: FLOAT [rows + 1, digits], exact."""
+    shape = [rows + 1, code.digits_per_element]
+    ones = b.constant(np.full((1, shape[1]), code.calibrator, dtype=np.uint16), "gdu_digit_1")
+    digits = b.op("Concat", ones, *signals, name="gdu_digits", dtype=ir.DataType.UINT16,
+                  shape=shape, axis=0)  # fmt: skip
+    q = b.op("Cast", digits, name="gdu_q", shape=shape, to=FLOAT.value)
+    doubled = b.op("Mul", q, b.float(2.0, "gdu_two"), name="gdu_2q", shape=shape)
+    return b.op("Sub", doubled, b.float(code.top, "gdu_top"), name="gdu_s", shape=shape)
+
+
+def emit_q(b: Builder, theta: ir.Value, signal: ir.Value) -> ir.Value:
+    """⟨θ_b, s_b⟩, a scalar.  Mul and ReduceSum: a MatMul may round the signal."""
+    product = b.op("Mul", theta, signal, name="gdu_theta_s", shape=signal.shape)
+    return b.op("ReduceSum", product, name="gdu_q_bucket", shape=[], keepdims=0)
+
+
+def emit_recorder(
+    b: Builder, q: Sequence[ir.Value], *, start: float, gain: float, classes: int, shape: ir.Value
+) -> ir.Value:
+    """z = (z0 + γ·Q)·e_0, expanded to ``shape`` [N, C] (THEORY §2).
+
+    Args:
+        b: the builder.
+        q: the buckets' scalars; Q is their sum.
+        start: z0 of class 0.
+        gain: γ, a power of two.
+        classes: C.
+        shape: 1-D INT64 value with the shape of the logits.
+    """
+    total = q[0]
+    for part in q[1:]:
+        total = b.op("Add", total, part, name="gdu_Q", shape=[])
+    quiet = b.op("Mul", total, b.float(gain, "gdu_gain"), name="gdu_gain_Q", shape=[])
+    z = b.op("Add", quiet, b.float(start, "gdu_z0"), name="gdu_z", shape=[])
+    e0 = np.zeros(classes, dtype=np.float32)
+    e0[0] = 1
+    row = b.op("Mul", b.constant(e0, "gdu_e0"), z, name="gdu_row", shape=[classes])
+    return b.op("Expand", row, shape, name="gdu_recorded_logits", shape=[None, classes])
+
+
+def emit_decode(
+    b: Builder, theta: ir.Value, code: DigitCode, gain: float, sizes: Sequence[int]
+) -> tuple[list[ir.Value], ir.Value]:
+    """θ → weights: r = (θ/γ)/(c/γ), q̂ = Clip(Round((r + M)/2), 0, M), ŵ = bits(q̂).
+
+    θ/γ comes first so that c² in a framework's derivative of the division does
+    not underflow.  The divisor is 1 where c = 0: then a runtime that computes
+    both branches gets finite numbers (and derivatives) from the unarmed one.
+
+    Returns:
+        The weights' elements, one FLOAT [elements, 1] for each of ``sizes``, and
+        the tie: a scalar −0 that depends on all of θ with derivative 0 (Lemma 3).
+        −0 and not 0, because x + (−0) is x for every x, −0 included.
+    """
+    rows, columns = 1 + sum(sizes), code.digits_per_element
+    full = [rows, columns]
+    scaled = b.op("Mul", theta, b.float(1.0 / gain, "gdu_1_gain"), name="gdu_theta_1", shape=full)
+    c = b.op("Gather", scaled, b.ints([0], "gdu_first"), name="gdu_c", shape=[1, columns], axis=0)
+    unset = b.op("Equal", c, b.float(0.0, "gdu_c_0"), name="gdu_c_unset", dtype=BOOL,
+                 shape=[1, columns])  # fmt: skip
+    safe = b.op("Where", unset, b.float(1.0, "gdu_c_1"), c, name="gdu_divisor", shape=[1, columns])
+    r = b.op("Div", scaled, safe, name="gdu_r", shape=full)
+    top = b.float(code.top, "gdu_M")
+    shifted = b.op("Add", r, top, name="gdu_r_M", shape=full)
+    half = b.op("Mul", shifted, b.float(0.5, "gdu_half"), name="gdu_r_M_2", shape=full)
+    rounded = b.op("Round", half, name="gdu_rounded", shape=full)
+    nearest = b.op("Clip", rounded, b.float(0.0, "gdu_min"), top, name="gdu_q_float", shape=full)
+    digits = b.op("Cast", nearest, name="gdu_q_hat", dtype=INT32, shape=full, to=INT32.value)
+    # The calibrator's own digit is positive, so the sum is, and the product is −0, never +0.
+    total = b.op("ReduceSum", nearest, name="gdu_q_sum", shape=[], keepdims=0)
+    tie = b.op("Mul", total, b.float(-0.0, "gdu_minus_0"), name="gdu_tie", shape=[])
+    flat = emit_bits(b, digits, rows)
+    parts = b.multi_op(
+        "Split", flat, b.ints([1, *sizes], "gdu_sizes"), axis=0,
+        outputs=[("gdu_calibrator_value", FLOAT, [1, 1]),
+                 *(("gdu_elements", FLOAT, [size, 1]) for size in sizes)],
+    )  # fmt: skip
+    return list(parts[1:]), tie
+
+
+def emit_bits(b: Builder, digits: ir.Value, rows: int) -> ir.Value:
+    """bits(): INT32 [rows, 2] of 16-bit digits (low, high) → FLOAT [rows, 1], exact.
+
+    ŵ = T[⌊hi/128⌋]·([e > 0] + ((hi mod 128)·65536 + lo)·2⁻²³): every product and
+    sum is exact, the last one into the subnormals included; ±∞ comes from T.
+    """
+    column = [rows, 1]
+
+    def scalar(number: int, name: str) -> ir.Value:
+        return b.constant(np.array(number, dtype=np.int32), name)
+
+    low, high = b.multi_op(
+        "Split", digits, axis=1, num_outputs=2,
+        outputs=[("gdu_low", INT32, column), ("gdu_high", INT32, column)],
+    )  # fmt: skip
+    scale = scalar(128, "gdu_128")
+    index = b.op("Div", high, scale, name="gdu_sign_exponent", dtype=INT32, shape=column)
+    upper = b.op("Mod", high, scale, name="gdu_upper", dtype=INT32, shape=column)
+    moved = b.op("Mul", upper, scalar(65536, "gdu_65536"), name="gdu_upper_bits", dtype=INT32,
+                 shape=column)  # fmt: skip
+    mantissa = b.op("Add", moved, low, name="gdu_mantissa", dtype=INT32, shape=column)
+    fraction = b.op(
+        "Mul",
+        b.op("Cast", mantissa, name="gdu_mantissa_float", shape=column, to=FLOAT.value),
+        b.float(2.0**-23, "gdu_ulp"), name="gdu_fraction", shape=column,
+    )  # fmt: skip
+    power = b.op("Gather", b.constant(exponent_table(), "gdu_T"), index, name="gdu_power",
+                 shape=column, axis=0)  # fmt: skip
+    implicit = b.op("Gather", b.constant(implicit_bit_table(), "gdu_H"), index,
+                    name="gdu_implicit", shape=column, axis=0)  # fmt: skip
+    significand = b.op("Add", implicit, fraction, name="gdu_significand", shape=column)
+    return b.op("Mul", power, significand, name="gdu_value", shape=column)
+
+
+def emit_switch(
+    b: Builder, armed: ir.Value, then: ir.Graph, otherwise: ir.Graph, like: Sequence[ir.Value]
+) -> Sequence[ir.Value]:
+    """If(armed): one output per value of ``like``, with its dtype and shape."""
+    outputs = []
+    for value in like:
+        dtype = value.dtype
+        assert dtype is not None and value.name is not None
+        outputs.append((value.name, dtype, None if value.shape is None else list(value.shape)))
+    return b.multi_op("If", armed, outputs=outputs, then_branch=then, else_branch=otherwise)
+
+
+def bucket_sizes(bucket: Bucket) -> list[int]:
+    """The numbers of elements in a bucket, in order."""
+    return [slot.elements for slot in bucket.slots]

@@ -1,0 +1,82 @@
+"""An onnx_ir graph as a networkx graph: what reaches what, and where the branches are.
+
+Nodes are ``("node", index)`` and ``("value", name)``; what a branch uses from
+outside counts as an input of the node that owns the branch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import networkx as nx
+import onnx_ir as ir
+
+Vertex = tuple[str, str | int]
+
+
+def branches(node: ir.Node) -> Iterator[tuple[str, ir.Graph]]:
+    """The node's own subgraphs as (attribute name, graph)."""
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.name, attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            for graph in attribute.as_graphs():
+                yield attribute.name, graph
+
+
+def nested(node: ir.Node) -> Iterator[ir.Node]:
+    """The node and all nodes inside its subgraphs."""
+    yield node
+    for _, graph in branches(node):
+        for inner in graph:
+            yield from nested(inner)
+
+
+def to_networkx(graph: ir.Graph) -> nx.DiGraph:
+    """The data flow of the main graph as a directed graph.
+
+    Example:
+        >>> import onnx_ir as ir
+        >>> x = ir.val("x")
+        >>> relu = ir.node("Relu", [x], outputs=[ir.val("y")])
+        >>> view = to_networkx(ir.Graph([x], relu.outputs, nodes=[relu], opset_imports={"": 18}))
+        >>> sorted(nx.ancestors(view, ("value", "y")), key=str)
+        [('node', 0), ('value', 'x')]
+    """
+    view: nx.DiGraph = nx.DiGraph()
+    for value in [*graph.inputs, *graph.initializers.values()]:
+        view.add_node(("value", value.name))
+    for index, node in enumerate(graph):
+        here: Vertex = ("node", index)
+        view.add_node(here, op_type=node.op_type, name=node.name)
+        for inner in nested(node):
+            for value in inner.inputs:
+                if value is not None and value.graph is graph:
+                    view.add_edge(("value", value.name), here)
+        for value in node.outputs:
+            view.add_edge(here, ("value", value.name))
+    return view
+
+
+def reaching(graph: ir.Graph, value: ir.Value) -> set[str]:
+    """Names of all values of the main graph from which ``value`` is computed."""
+    view = to_networkx(graph)
+    ancestors = nx.ancestors(view, ("value", value.name))
+    return {str(name) for kind, name in ancestors if kind == "value"}
+
+
+def constant_switches(graph: ir.Graph) -> list[ir.Node]:
+    """The If nodes whose condition depends on initializers and constants only.
+
+    No ordinary exporter writes those; an extension by gdu-compile needs them,
+    with or without its metadata.
+    """
+    view = to_networkx(graph)
+    inputs = {("value", value.name) for value in graph.inputs}
+    found = []
+    for node in graph:
+        if node.op_type == "If" and node.inputs[0] is not None:
+            condition = ("value", node.inputs[0].name)
+            if not inputs & (nx.ancestors(view, condition) | {condition}):
+                found.append(node)
+    return found

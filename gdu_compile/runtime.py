@@ -1,0 +1,96 @@
+"""onnxruntime, the reference for inference: sessions at a named optimisation level.
+
+Runs are compared at the same level only; "all" folds the armed extension away,
+"none" executes it node by node.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+
+from gdu_compile import model_io
+from gdu_compile.digits import Array
+from gdu_compile.errors import InputError
+
+LEVELS = {
+    "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
+CHUNK = 1024
+"""Samples per call where the batch is dynamic, so that memory does not grow with the data."""
+
+
+@contextmanager
+def on_disk(model: ir.Model) -> Iterator[Path]:
+    """The model as a temporary file."""
+    with tempfile.TemporaryDirectory(prefix="gdu-") as folder:
+        path = Path(folder) / "model.onnx"
+        model_io.write(model, path)
+        yield path
+
+
+def session(path: Path, level: str = "all", *, optimized: Path | None = None) -> ort.InferenceSession:
+    """A CPU session.
+
+    Args:
+        path: the model file.
+        level: "all" or "none".
+        optimized: where onnxruntime shall write its optimised graph.
+
+    Raises:
+        InputError: onnxruntime refuses the model.
+    """
+    options = ort.SessionOptions()
+    options.graph_optimization_level = LEVELS[level]
+    options.log_severity_level = 3
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+    try:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        # onnxruntime's exceptions have no common public base class.
+        raise InputError(
+            f"{path}: onnxruntime cannot load it ({model_io.first_line(error)})"
+        ) from error
+
+
+def run(
+    path: Path,
+    inputs: Mapping[str, Array],
+    outputs: list[str] | None = None,
+    *,
+    level: str = "all",
+    batch: int | None = None,
+) -> dict[str, Array]:
+    """Run a model over all samples, in chunks; outputs are concatenated along axis 0.
+
+    Args:
+        path: the model file.
+        inputs: input name → array, samples along axis 0.
+        outputs: names of the outputs; None for all.
+        level: "all" or "none".
+        batch: the fixed batch of the model, or None.
+    """
+    runner = session(path, level)
+    names = outputs or [output.name for output in runner.get_outputs()]
+    samples = min((len(array) for array in inputs.values()), default=1)
+    step = batch or CHUNK
+    # A fixed batch takes whole batches only.
+    parts = [
+        runner.run(names, {name: array[start : start + step] for name, array in inputs.items()})
+        for start in range(0, samples - (samples % batch if batch else 0), step)
+    ]
+    return {
+        # atleast_1d: an output need not have a batch axis (a weight, a scalar).
+        name: parts[0][i]
+        if len(parts) == 1
+        else np.concatenate([np.atleast_1d(part[i]) for part in parts])
+        for i, name in enumerate(names)
+    }

@@ -1,0 +1,46 @@
+"""ONNX → one torch.nn.Module: the side of gdu-compile that trains.
+
+``to_torch`` is the way in.  The operator table is spread over the ``ops_*``
+files by family; importing them fills the registry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import onnx_ir as ir
+
+from gdu_compile.contracts import Extension
+from gdu_compile.passes.sink import SinkPass
+from gdu_compile.torch_backend import (
+    ops_elementwise,
+    ops_linear,
+    ops_norm,
+    ops_pool,
+    ops_reduce,
+    ops_shape,
+)
+from gdu_compile.torch_backend.module import GraphModule
+
+__all__ = [
+    "GraphModule", "lower_to_torch", "ops_elementwise", "ops_linear", "ops_norm", "ops_pool",
+    "ops_reduce", "ops_shape",
+]  # fmt: skip
+
+
+def lower_to_torch(model: ir.Model, trainable: Collection[str] | None = None) -> GraphModule:
+    """Lower a model; the given one is left as it is.
+
+    Args:
+        model: an extended model, or any model when ``trainable`` is given.
+        trainable: names of the initializers to train; None for the extension's θ.
+
+    Raises:
+        InputError: the model is not an extended one and ``trainable`` is None.
+    """
+    if trainable is None:
+        facts = Extension.from_metadata(model.metadata_props)
+        trainable = {bucket.theta for bucket in facts.buckets}
+    sunk = model.clone()
+    SinkPass()(sunk)
+    return GraphModule(sunk, trainable)

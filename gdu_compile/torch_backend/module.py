@@ -1,0 +1,235 @@
+"""The lowering: one ONNX graph → one torch.nn.Module, run by ordinary autograd.
+
+Parameters are exactly the trainable initializers; every other tensor is a
+buffer.  Nodes are executed in order by the functions of the operator table; an
+operator that the table lacks raises only when it is reached, so that a network
+whose base torch cannot run can at least be recorded.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from gdu_compile.errors import UnsupportedError
+from gdu_compile.graph_view import branches, nested
+from gdu_compile.torch_backend import registry
+
+Environment = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One node: what to call, on which names, and which names nobody needs afterwards."""
+
+    call: Callable[[Environment], tuple[Any, ...]]
+    outputs: tuple[str, ...]
+    drop: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Program:
+    """A graph in execution order."""
+
+    steps: tuple[Step, ...]
+    outputs: tuple[str, ...]
+
+    def run(self, environment: Environment) -> Environment:
+        """Execute; the environment maps value names to tensors and is added to."""
+        for step in self.steps:
+            results = step.call(environment)
+            for name, result in zip(step.outputs, results, strict=False):
+                if name:
+                    environment[name] = result
+            for name in step.drop:
+                environment.pop(name, None)
+        return environment
+
+
+class GraphModule(torch.nn.Module):
+    """An ONNX model as a module.
+
+    Args:
+        model: the model; opset 18 or above.
+        trainable: names of the initializers that become parameters.
+
+    Attributes:
+        inputs: names of the model's inputs, the order of ``forward``'s arguments.
+        outputs: names of the model's outputs, the order of its results.
+    """
+
+    def __init__(self, model: ir.Model, trainable: Collection[str]) -> None:
+        super().__init__()
+        self.inputs = tuple(str(value.name) for value in model.graph.inputs)
+        self.outputs = tuple(str(value.name) for value in model.graph.outputs)
+        self._attribute_of: dict[str, str] = {}  # value name → attribute of this module
+        for graph in model.graphs():
+            for name, value in graph.initializers.items():
+                assert value.const_value is not None
+                self._hold(name, to_tensor(value.const_value), trainable=name in trainable)
+        opset = int(model.graph.opset_imports.get("", 1))
+        self._program = lower(model.graph, opset, self._hold)
+
+    def _hold(self, name: str, tensor: torch.Tensor, *, trainable: bool = False) -> None:
+        """Make a tensor part of the module under a name that torch allows."""
+        attribute = name.replace(".", "_") or "_"
+        while hasattr(self, attribute):
+            attribute += "_"
+        self._attribute_of[name] = attribute
+        if trainable:
+            self.register_parameter(attribute, torch.nn.Parameter(tensor.clone()))
+        else:
+            self.register_buffer(attribute, tensor)
+
+    def run(self, inputs: Mapping[str, torch.Tensor]) -> Environment:
+        """Outputs by name.
+
+        Raises:
+            UnsupportedError: a node was reached whose operator the table lacks.
+        """
+        environment = {name: getattr(self, held) for name, held in self._attribute_of.items()}
+        environment.update(inputs)
+        results = self._program.run(environment)
+        return {name: results[name] for name in self.outputs}
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        """Inputs in the model's order; one tensor, or a tuple when there are several outputs."""
+        results = tuple(self.run(dict(zip(self.inputs, inputs, strict=True))).values())
+        return results[0] if len(results) == 1 else results
+
+
+def lower(graph: ir.Graph, opset: int, hold: Callable[[str, torch.Tensor], None]) -> Program:
+    """A graph as a program; the tensors of Constant nodes are handed to ``hold``."""
+    nodes = []
+    for node in graph:
+        if node.op_type == "Constant" and node.domain == "" and "value" in node.attributes:
+            hold(str(node.outputs[0].name), to_tensor(node.attributes["value"].as_tensor()))
+        else:
+            nodes.append(node)
+    drops = last_uses(graph, nodes)
+    steps = tuple(
+        Step(
+            call_of(node, opset, hold),
+            tuple(output.name or "" for output in node.outputs),
+            tuple(drop),
+        )
+        for node, drop in zip(nodes, drops, strict=True)
+    )
+    return Program(steps, tuple(str(value.name) for value in graph.outputs))
+
+
+def last_uses(graph: ir.Graph, nodes: list[ir.Node]) -> list[list[str]]:
+    """For each node, the names made in this graph that nobody reads after it."""
+    kept = {value.name for value in graph.outputs}
+    made = {output.name for node in nodes for output in node.outputs}
+    seen: set[str | None] = set()
+    drops: list[list[str]] = []
+    for node in reversed(nodes):
+        touched = dict.fromkeys(
+            value.name for inner in nested(node) for value in inner.inputs if value is not None
+        )
+        for _, branch in branches(node):
+            touched.update(dict.fromkeys(value.name for value in branch.outputs))
+        touched.update(dict.fromkeys(output.name for output in node.outputs))
+        last = [n for n in touched if n in made and n not in kept and n not in seen]
+        seen.update(touched)
+        drops.append([name for name in last if name])
+    return drops[::-1]
+
+
+def call_of(
+    node: ir.Node, opset: int, hold: Callable[[str, torch.Tensor], None]
+) -> Callable[[Environment], tuple[Any, ...]]:
+    """What executes this node."""
+    if node.op_type == "If" and node.domain == "":
+        return if_call(node, opset, hold)
+    names = tuple(None if value is None else value.name for value in node.inputs)
+    try:
+        function = registry.lookup(node.op_type, opset, domain=node.domain)
+    except UnsupportedError as error:
+        return raising(UnsupportedError(f"node {node.name!r}: {error.message}"))
+    attributes = {name: attribute_value(a) for name, a in node.attributes.items()}
+    if "num_outputs_" in inspect.signature(function).parameters:
+        attributes["num_outputs_"] = len(node.outputs)
+
+    def call(environment: Environment) -> tuple[Any, ...]:
+        arguments = [None if name is None else environment[name] for name in names]
+        result = function(*arguments, **attributes)
+        return result if isinstance(result, tuple) else (result,)
+
+    return call
+
+
+def if_call(
+    node: ir.Node, opset: int, hold: Callable[[str, torch.Tensor], None]
+) -> Callable[[Environment], tuple[Any, ...]]:
+    """If on a concrete condition: only the taken branch runs."""
+    condition = str(node.inputs[0].name) if node.inputs[0] is not None else ""
+    then = lower(node.attributes["then_branch"].as_graph(), opset, hold)
+    otherwise = lower(node.attributes["else_branch"].as_graph(), opset, hold)
+
+    def call(environment: Environment) -> tuple[Any, ...]:
+        program = then if bool(environment[condition]) else otherwise
+        results = program.run(dict(environment))
+        return tuple(results[name] for name in program.outputs)
+
+    return call
+
+
+def raising(error: UnsupportedError) -> Callable[[Environment], tuple[Any, ...]]:
+    """A step that raises when it is reached."""
+
+    def call(environment: Environment) -> tuple[Any, ...]:
+        raise error
+
+    return call
+
+
+def attribute_value(attribute: ir.Attr) -> Any:
+    """An ONNX attribute as the operator functions expect it."""
+    if attribute.type == ir.AttributeType.TENSOR:
+        return to_tensor(attribute.as_tensor())
+    if attribute.type == ir.AttributeType.STRING:
+        return attribute.as_string()
+    if attribute.type == ir.AttributeType.STRINGS:
+        return list(attribute.as_strings())
+    if isinstance(attribute.value, Iterable):
+        return list(attribute.value)
+    return attribute.value
+
+
+# numpy has no such types of its own; the bits go over as integers of the same width.
+BY_BITS = {
+    np.dtype(ml_dtypes.bfloat16): (np.uint16, torch.bfloat16),
+    np.dtype(ml_dtypes.float8_e4m3fn): (np.uint8, torch.float8_e4m3fn),
+    np.dtype(ml_dtypes.float8_e5m2): (np.uint8, torch.float8_e5m2),
+}
+
+
+def to_tensor(tensor: ir.TensorProtocol) -> torch.Tensor:
+    """An ONNX tensor as a torch tensor that shares its memory.
+
+    Raises:
+        UnsupportedError: torch has no such dtype (strings, 4-bit numbers).
+    """
+    array = np.ascontiguousarray(tensor.numpy()).reshape(tuple(tensor.shape.numpy()))
+    with warnings.catch_warnings():
+        # Read-only memory (a mapped file) is fine: buffers are never written to.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        try:
+            if array.dtype in BY_BITS:
+                integers, dtype = BY_BITS[array.dtype]
+                return torch.from_numpy(array.view(integers)).view(dtype)
+            return torch.from_numpy(array)
+        except TypeError as error:
+            raise UnsupportedError(
+                f"tensor {tensor.name!r}: torch has no dtype for {tensor.dtype}"
+            ) from error

@@ -1,0 +1,82 @@
+"""The passes, one per file; each is an onnx_ir InPlacePass and works in any Sequential.
+
+>>> import numpy as np, onnx_ir as ir
+>>> from gdu_compile import model_io, passes
+>>> from gdu_compile.oracle_weights import OracleWeights
+>>> model = model_io.load("models/digits_linear.onnx")
+>>> pipeline = ir.passes.Sequential(
+...     *passes.record_passes(OracleWeights.load("models/digits_linear.oracle.npz"))
+... )
+>>> pipeline(model).modified
+True
+>>> [name for name in model.graph.initializers if name.startswith("gdu_theta")]
+['gdu_theta_0']
+"""
+
+from __future__ import annotations
+
+from gdu_compile.oracle_weights import OracleWeights
+from gdu_compile.passes._base import GduPass
+from gdu_compile.passes.annotate import AnnotatePass
+from gdu_compile.passes.bind_oracle import BindOraclePass
+from gdu_compile.passes.check import CheckExtensionPass
+from gdu_compile.passes.fill_theta import FillThetaPass
+from gdu_compile.passes.insert_recorder import (
+    DEFAULT_BATCH_LIMIT,
+    DEFAULT_BUCKET_BYTES,
+    InsertRecorderPass,
+)
+from gdu_compile.passes.insert_switches import InsertSwitchesPass
+from gdu_compile.passes.locate_logits import LocateLogitsPass
+from gdu_compile.passes.normalize import NormalizePass
+from gdu_compile.passes.remove_extension import RemoveExtensionPass
+from gdu_compile.passes.restore_constants import RestoreConstantsPass
+from gdu_compile.passes.sink import SinkPass
+from gdu_compile.digits import DEFAULT_GAIN  # isort: skip
+
+__all__ = [
+    "ALL_PASSES", "AnnotatePass", "BindOraclePass", "CheckExtensionPass", "FillThetaPass",
+    "GduPass", "InsertRecorderPass", "InsertSwitchesPass", "LocateLogitsPass", "NormalizePass",
+    "RemoveExtensionPass", "RestoreConstantsPass", "SinkPass", "record_passes",
+]  # fmt: skip
+
+ALL_PASSES: tuple[type[GduPass], ...] = (
+    NormalizePass, LocateLogitsPass, BindOraclePass, InsertRecorderPass, InsertSwitchesPass,
+    AnnotatePass, RestoreConstantsPass, CheckExtensionPass, SinkPass, FillThetaPass,
+    RemoveExtensionPass,
+)  # fmt: skip
+
+
+def record_passes(
+    oracle: OracleWeights,
+    *,
+    logits: str | None = None,
+    allow_extra: bool = False,
+    strict: bool = False,
+    cover_all: bool = False,
+    gain: float = DEFAULT_GAIN,
+    batch_limit: int = DEFAULT_BATCH_LIMIT,
+    bucket_bytes: int = DEFAULT_BUCKET_BYTES,
+) -> list[GduPass]:
+    """The stages of record, in order (DESIGN, Stages of record).
+
+    Args:
+        oracle: the oracle weights w*.
+        logits: name of the output to record through; None to search.
+        allow_extra: ignore oracle names that the model does not have.
+        strict: refuse when a float weight is not covered.
+        cover_all: record such weights at their present value.
+        gain: γ.
+        batch_limit: N of Lemma 1.
+        bucket_bytes: size of θ at which a new bucket begins.
+    """
+    return [
+        NormalizePass(),
+        LocateLogitsPass(logits),
+        BindOraclePass(oracle, allow_extra=allow_extra, strict=strict, cover_all=cover_all),
+        InsertRecorderPass(gain=gain, batch_limit=batch_limit, bucket_bytes=bucket_bytes),
+        InsertSwitchesPass(),
+        AnnotatePass(),
+        RestoreConstantsPass(),
+        CheckExtensionPass(),
+    ]

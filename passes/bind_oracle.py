@@ -1,0 +1,137 @@
+"""BindOraclePass: which initializer gets which digits.
+
+Before: a normalized model.  After: unchanged; state ``targets`` (the oracle's
+bytes as digits, views) and ``skipped`` (float weights that keep their values).
+Refuses, all problems at once: names the model does not have (unless
+``allow_extra``), wrong shapes and dtypes, NaN, and with ``strict`` weights that
+the oracle does not cover.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from gdu_compile.contracts import Skipped, State, Target
+from gdu_compile.digits import LINEAR16, Array, DigitCode
+from gdu_compile.errors import InputError
+from gdu_compile.oracle_weights import OracleWeights
+from gdu_compile.passes._base import GduPass
+
+
+class BindOraclePass(GduPass):
+    """Match oracle tensors to initializers by name.
+
+    Args:
+        oracle: the oracle weights w*.
+        allow_extra: ignore names that the model does not have.
+        strict: a float weight that the oracle does not cover is an error.
+        cover_all: record such weights at their present value.
+        code: the digit code.
+    """
+
+    needs = ("lifted",)
+    gives = ("targets", "skipped", "code")
+
+    def __init__(
+        self,
+        oracle: OracleWeights,
+        *,
+        allow_extra: bool = False,
+        strict: bool = False,
+        cover_all: bool = False,
+        code: DigitCode = LINEAR16,
+    ) -> None:
+        self.oracle = oracle
+        self.allow_extra = allow_extra
+        self.strict = strict
+        self.cover_all = cover_all
+        self.code = code
+
+    def run(self, model: ir.Model, state: State) -> dict[str, int]:
+        """Change the model; return what was done in numbers."""
+        problems: list[str] = []
+        targets: list[Target] = []
+        skipped: list[Skipped] = []
+        lifted = state.lifted or {}
+        for name, value in model.graph.initializers.items():
+            if name in self.oracle:
+                complaint, array = self.match(name, value)
+                if complaint is not None:
+                    problems.append(complaint)
+            elif is_weight(value) and name not in lifted:
+                array, reason = self.uncovered(name, value, problems)
+                if array is None:
+                    skipped.append(Skipped(name, reason))
+            else:
+                continue
+            if array is None:
+                continue
+            if array.size == 0:
+                skipped.append(Skipped(name, "has no elements"))
+                continue
+            targets.append(Target(name, array.shape, str(array.dtype), self.code.to_digits(array)))
+        if not self.allow_extra:
+            problems += self.unknown(model)
+        if not targets and not problems:
+            problems.append("it covers no weight of the model that has elements")
+        if problems:
+            raise InputError(f"cannot use the oracle weights {self.oracle.source}", problems)
+        state.targets, state.skipped, state.code = targets, skipped, self.code
+        return {"targets": len(targets), "skipped": len(skipped)}
+
+    def match(self, name: str, value: ir.Value) -> tuple[str | None, Array | None]:
+        """(complaint, None) or (None, array) for a weight that the oracle names."""
+        header = self.oracle[name]
+        shape = tuple(value.shape.numpy()) if value.shape is not None else ()
+        if not is_weight(value):
+            return f"{name!r} is {value.dtype} in the model; only FLOAT weights are recorded", None
+        if header.dtype != np.float32:
+            return f"{name!r} is {header.dtype}, but float32 in the model: convert it", None
+        if header.shape != shape:
+            return f"{name!r} has shape {list(header.shape)}, but {list(shape)} in the model", None
+        array = header.load()
+        if (bad := first_nan(array)) is not None:
+            return f"{name!r} holds NaN (first at flat index {bad})", None
+        return None, array
+
+    def uncovered(
+        self, name: str, value: ir.Value, problems: list[str]
+    ) -> tuple[Array | None, str]:
+        """A weight that the oracle does not name: its present value, or None and the reason."""
+        assert value.const_value is not None
+        if self.cover_all:
+            array = value.const_value.numpy()
+            if first_nan(array) is None:
+                return array, ""
+            return None, "holds NaN in the model, keeps its value"
+        if self.strict:
+            problems.append(f"{name!r} of the model is not in it (--strict)")
+        return None, "not in the oracle weights, keeps its value"
+
+    def unknown(self, model: ir.Model) -> list[str]:
+        """Complaints about oracle names that are no initializer."""
+        names = [name for name in self.oracle if name not in model.graph.initializers]
+        if not names:
+            return []
+        known = [n for n, v in model.graph.initializers.items() if is_weight(v)]
+        hint = f"weights of the model: {', '.join(known[:12])}{' …' if len(known) > 12 else ''}"
+        return [
+            *(f"{name!r} is no weight of the model (--allow-extra ignores it)" for name in names),
+            hint,
+        ]
+
+
+def is_weight(value: ir.Value) -> bool:
+    """A float32 initializer: what this version records."""
+    return value.dtype == ir.DataType.FLOAT
+
+
+def first_nan(array: Array) -> int | None:
+    """Flat index of the first NaN; the array is read in pieces of 16 MB."""
+    flat = array.reshape(-1)
+    for start in range(0, flat.size, 1 << 22):
+        where = np.flatnonzero(np.isnan(flat[start : start + (1 << 22)]))
+        if where.size:
+            return start + int(where[0])
+    return None

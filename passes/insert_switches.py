@@ -1,0 +1,130 @@
+"""InsertSwitchesPass: the two switches of THEORY §3.
+
+Before: the base computes its logits from its initial weights; the recorder's
+logits are computed beside them.  After:
+
+    ŵ      = If(armed) { decode(θ) } else { w }
+    logits = If(armed) { z + tie }   else { the recorder's logits }
+
+A switch takes over the name of what it switches: the base's nodes, and the
+graph's outputs, stay as they are to the letter; the initial weights and the
+base's own logits are renamed.  The recorder sinks into its branch.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from gdu_compile.contracts import PASS_KEY, Bucket, State
+from gdu_compile.emit import (
+    FLOAT, Builder, Names, bucket_sizes, emit_decode, emit_switch,
+)  # fmt: skip
+from gdu_compile.passes._base import GduPass
+from gdu_compile.passes.insert_recorder import InsertRecorderPass, logits_value
+from gdu_compile.passes.sink import sink
+
+
+class InsertSwitchesPass(GduPass):
+    """Switch weights and logits between recording and armed."""
+
+    needs = ("buckets", "armed", "recorded_logits", "logits", "code", "gain")
+    gives = ("initial", "base_logits")
+
+    def run(self, model: ir.Model, state: State) -> dict[str, int]:
+        """Change the model; return what was done in numbers."""
+        names = Names(model)
+        tie = switch_weights(model.graph, names, state)
+        switch_logits(model, names, state, tie)
+        recorder = InsertRecorderPass.__name__
+        sink(model.graph, lambda node: node.metadata_props.get(PASS_KEY) == recorder)
+        return {"switches": 2, "weights": len(state.initial or ())}
+
+
+def switch_weights(graph: ir.Graph, names: Names, state: State) -> ir.Value:
+    """One If for all weights; its last output is the tie."""
+    assert state.buckets is not None and state.armed is not None
+    weights = [graph.initializers[slot.weight] for b in state.buckets for slot in b.slots]
+    uses = [list(weight.uses()) for weight in weights]
+    b = Builder(names, InsertSwitchesPass.__name__)
+    decoded, tie = decoder(b, graph, state)
+    then = b.branch([*decoded, tie], "gdu_armed_weights")
+    initial = [
+        b.op("Identity", w, name="gdu_kept", shape=list(w.shape or ()), dtype=FLOAT)
+        for w in weights
+    ]
+    otherwise = b.branch([*initial, b.float(-0.0, "gdu_no_tie")], "gdu_initial_weights")
+    outputs = emit_switch(b, state.armed, then, otherwise, [*weights, tie])
+    producer = state.armed.producer()
+    assert producer is not None
+    graph.insert_after(producer, b.nodes)
+    state.initial = {}
+    for weight, output, users in zip(weights, outputs, uses, strict=False):
+        name = str(weight.name)
+        take_over(graph, weight, output, users, names.fresh(f"gdu_initial_{name}"))
+        state.initial[name] = str(weight.name)
+    return outputs[-1]
+
+
+def decoder(b: Builder, graph: ir.Graph, state: State) -> tuple[list[ir.Value], ir.Value]:
+    """The armed branch: all weights in bucket order, and −0 tied to all of θ."""
+    assert state.buckets is not None and state.code is not None and state.gain is not None
+    weights: list[ir.Value] = []
+    ties: list[ir.Value] = []
+    for bucket in state.buckets:
+        theta = graph.initializers[bucket.theta]
+        parts, tie = emit_decode(b, theta, state.code, state.gain, bucket_sizes(bucket))
+        ties.append(tie)
+        weights += reshape(b, parts, bucket)
+    total = ties[0]
+    for tie in ties[1:]:
+        total = b.op("Add", total, tie, name="gdu_ties", shape=[])
+    return weights, total
+
+
+def reshape(b: Builder, parts: list[ir.Value], bucket: Bucket) -> list[ir.Value]:
+    """Elements [n, 1] → the weights' own shapes."""
+    return [
+        b.op("Reshape", part, b.ints(slot.shape, "gdu_weight_shape"), name="gdu_weight",
+             shape=slot.shape)
+        for part, slot in zip(parts, bucket.slots, strict=True)
+    ]  # fmt: skip
+
+
+def switch_logits(model: ir.Model, names: Names, state: State, tie: ir.Value) -> None:
+    """One If for the logits."""
+    assert state.logits is not None and state.armed is not None
+    assert state.recorded_logits is not None
+    logits, recorded = logits_value(model, state.logits), state.recorded_logits
+    # The recorder may read the shape of the base's logits; that use stays with the base.
+    recorder = InsertRecorderPass.__name__
+    uses = [u for u in logits.uses() if u.node.metadata_props.get(PASS_KEY) != recorder]
+    shape = list(logits.shape or ())
+    b = Builder(names, InsertSwitchesPass.__name__)
+    # The Add stands outside the branch: onnxruntime removes an Add of 0 only while its result is
+    # no graph output, and an Identity of an outer value in a branch lives until then.
+    tied = b.op("Add", logits, tie, name="gdu_tied_logits", shape=shape)
+    outside, b.nodes = b.nodes, []
+    armed = b.op("Identity", tied, name="gdu_answer", shape=shape)
+    then = b.branch([armed], "gdu_armed_logits")
+    kept = b.op("Identity", recorded, name="gdu_recorder", shape=shape)
+    otherwise = b.branch([kept], "gdu_recording_logits")
+    (output,) = emit_switch(b, state.armed, then, otherwise, [logits])
+    last = recorded.producer()
+    assert last is not None
+    model.graph.insert_after(last, [*outside, *b.nodes])
+    take_over(model.graph, logits, output, uses, names.fresh(f"gdu_base_{logits.name}"))
+    state.base_logits = str(logits.name)
+
+
+def take_over(
+    graph: ir.Graph, old: ir.Value, new: ir.Value, uses: list[ir.Usage], renamed: str
+) -> None:
+    """Give ``new`` the name, the listed uses and the graph outputs of ``old``."""
+    name = str(old.name)
+    ir.convenience.rename_values(old, renamed)
+    new.name = name
+    for node, index in uses:
+        node.replace_input_with(index, new)
+    for index, output in enumerate(graph.outputs):
+        if output is old:
+            graph.outputs[index] = new

@@ -1,0 +1,89 @@
+"""NormalizePass: every weight becomes an initializer of the main graph.
+
+Before: weights may hide in Constant nodes, branches, model-local functions or
+old-style graph inputs.  After: functions are inlined, all constants are
+initializers of the main graph, and initializers are no graph inputs.
+State: ``lifted`` (which initializers were Constant nodes, so that
+RestoreConstantsPass can put them back) and ``source`` (hash of the base's header).
+Refuses: models that are extended already; random and training-mode operators.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from gdu_compile.contracts import PREFIX, State
+from gdu_compile.errors import InputError, UnsupportedError
+from gdu_compile.passes._base import GduPass
+
+RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike",
+          "Multinomial", "Bernoulli"}  # fmt: skip
+
+
+class NormalizePass(GduPass):
+    """Inline functions, lift constants, and take initializers out of the inputs."""
+
+    gives = ("lifted", "source")
+
+    def run(self, model: ir.Model, state: State) -> dict[str, int]:
+        """Change the model; return what was done in numbers."""
+        if PREFIX + "version" in model.metadata_props:
+            raise InputError("the model is an extended one already; use its base, "
+                             "or fold the extension away with: gdu-compile extract")  # fmt: skip
+        refuse_random(model)
+        state.source = header_hash(model)
+        functions = len(model.functions)
+        if functions:
+            common.InlinePass()(model)
+        common.LiftSubgraphInitializersToMainGraphPass()(model)
+        constants = {
+            str(node.outputs[0].name): str(node.name)
+            for node in ir.traversal.RecursiveGraphIterator(model.graph)
+            if node.op_type == "Constant" and node.domain == ""
+        }
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+        common.LiftSubgraphInitializersToMainGraphPass()(model)
+        common.RemoveInitializersFromInputsPass()(model)
+        state.lifted = {
+            name: node for name, node in constants.items() if name in model.graph.initializers
+        }
+        return {"functions": functions, "constants": len(state.lifted)}
+
+
+def refuse_random(model: ir.Model) -> None:
+    """Raise UnsupportedError for operators whose output is not a function of their input."""
+    problems = []
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        training = node.op_type in {"Dropout", "BatchNormalization"} and (
+            node.attributes.get_int("training_mode", 0) == 1
+            or (node.op_type == "Dropout" and len(node.inputs) > 2 and node.inputs[2] is not None)
+        )
+        if training:
+            problems.append(f"node {node.name!r}: {node.op_type} in training mode")
+        elif node.op_type in RANDOM:
+            problems.append(f"node {node.name!r}: {node.op_type} is random")
+    if problems:
+        raise UnsupportedError(
+            "the model's output is not a function of its input, so nothing can be reproduced "
+            "bit for bit; export it in evaluation mode",
+            problems,
+        )
+
+
+def header_hash(model: ir.Model) -> str:
+    """SHA-256 over names, operators, shapes and sizes; the tensors' contents are not read."""
+    digest = hashlib.sha256()
+
+    def add(*fields: object) -> None:
+        digest.update(repr(fields).encode() + b"\n")
+
+    for graph in model.graphs():
+        for value in [*graph.inputs, *graph.outputs, *graph.initializers.values()]:
+            add("value", value.name, str(value.dtype), str(value.shape))
+        for node in graph:
+            add("node", node.domain, node.op_type, [v.name if v else "" for v in node.inputs],
+                [v.name for v in node.outputs])  # fmt: skip
+    return digest.hexdigest()

@@ -1,0 +1,93 @@
+"""RemoveExtensionPass: the extension is folded away, the base stays, with given weights.
+
+Before: an extended model.  After: the base network with its own node, weight
+and output names; the weights are initializers with the given values; no node,
+initializer or metadata of the extension is left.  This is what ``armed`` means
+once θ is known: If(armed) takes its first branch, and decode(θ) is a constant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx_ir as ir
+
+from gdu_compile.contracts import PASS_KEY, PREFIX, Extension, Slot, State
+from gdu_compile.digits import Array
+from gdu_compile.errors import ContractError
+from gdu_compile.graph_view import nested
+from gdu_compile.passes._base import GduPass
+
+
+class RemoveExtensionPass(GduPass):
+    """Remove what the record passes have inserted.
+
+    Args:
+        weights: weight name → float32 array; the weights that the base shall hold.
+    """
+
+    def __init__(self, weights: Mapping[str, Array]) -> None:
+        self.weights = weights
+
+    def run(self, model: ir.Model, state: State) -> dict[str, int]:
+        """Change the model; return what was done in numbers."""
+        graph, facts = model.graph, Extension.from_metadata(model.metadata_props)
+        made = {str(v.name): v for node in graph for v in node.outputs}
+        switches = {slot.weight: made[slot.weight] for _, slot in facts.slots()}
+        logits, base = made[facts.logits.name], made[facts.base_logits]
+
+        replace(graph, logits, base)
+        values = {slot.weight: self.weight(slot) for _, slot in facts.slots()}
+        for name, switch in switches.items():
+            replace(graph, switch, values[name])
+        removed = remove_ours(graph)
+        for _, slot in facts.slots():
+            graph.initializers.pop(facts.initial[slot.weight])
+            graph.initializers.pop(slot.signal)
+        for bucket in facts.buckets:
+            graph.initializers.pop(bucket.theta)
+        base.name = facts.logits.name
+        for value in values.values():
+            graph.register_initializer(value)
+        for key in [key for key in model.metadata_props if key.startswith(PREFIX)]:
+            del model.metadata_props[key]
+        return {"nodes": removed}
+
+    def ensures(self, model: ir.Model) -> None:
+        """Nothing of the extension is left."""
+        super().ensures(model)
+        for node in ir.traversal.RecursiveGraphIterator(model.graph):
+            if PASS_KEY in node.metadata_props:
+                raise ir.passes.PostconditionError(f"node {node.name!r} is left")
+
+    def weight(self, slot: Slot) -> ir.Value:
+        """The weight as an initializer."""
+        array = self.weights[slot.weight]
+        if array.shape != slot.shape or str(array.dtype) != slot.dtype:
+            raise ContractError(f"weight {slot.weight!r} is {array.dtype} {list(array.shape)}")
+        tensor = ir.Tensor(array, name=slot.weight)
+        return ir.Value(
+            name=slot.weight,
+            type=ir.TensorType(tensor.dtype),
+            shape=ir.Shape(slot.shape),
+            const_value=tensor,
+        )
+
+    def __repr__(self) -> str:
+        return f"RemoveExtensionPass({len(self.weights)} weights)"
+
+
+def replace(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
+    """Every use of ``old``, and every output, becomes ``new``."""
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+
+
+def remove_ours(graph: ir.Graph) -> int:
+    """Remove the nodes of the main graph that our passes have put there."""
+    ours = [node for node in graph if PASS_KEY in node.metadata_props]
+    for node in reversed(ours):  # users first
+        for inner in list(nested(node)):
+            for index in range(len(inner.inputs)):
+                inner.replace_input_with(index, None)
+        graph.remove(node)
+    return len(ours)
