@@ -12,6 +12,7 @@ import struct
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,7 @@ def from_mapping(arrays: Mapping[str, object]) -> Headers:
     headers = {}
     for name, value in arrays.items():
         array = np.asarray(value)
-        headers[name] = ArrayHeader(name, array.shape, array.dtype, lambda array=array: array)
+        headers[name] = ArrayHeader(name, array.shape, array.dtype, partial(np.asarray, array))
     return headers
 
 
@@ -173,7 +174,7 @@ def safetensors_headers(path: Path) -> Headers:
                 raise InputError(f"{path}: {name!r} is {kind}, which is not supported")
             headers[name] = ArrayHeader(
                 name, tuple(view.get_shape()), np.dtype(SAFETENSORS_DTYPES[kind]),
-                lambda name=name: safetensors_load(path, name),
+                partial(safetensors_load, path, name),
             )  # fmt: skip
     return headers
 

@@ -8,13 +8,14 @@ it runs.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from gdu_compile.digits import CODES, Digits, DigitCode
+from gdu_compile.digits import CODES, DigitCode, Digits
 from gdu_compile.errors import ContractError, InputError
 
 META_KEY = "gdu"
@@ -152,7 +153,7 @@ class Extension:
                 "base": self.base_logits,
             },
             "buckets": {
-                bucket.theta: [[s.weight, s.offset, s.shape, s.dtype, s.signal] for s in bucket.slots]
+                bucket.theta: [dataclasses.astuple(slot) for slot in bucket.slots]
                 for bucket in self.buckets
             },
             "initial": self.initial,

@@ -80,7 +80,8 @@ class DigitCode:
 
     def signal(self, digits: npt.NDArray[np.integer]) -> Float32:
         """s = 2q − M, float32, exact; same shape as ``digits``."""
-        return digits.astype(np.float32) * np.float32(2) - np.float32(self.top)
+        doubled = digits.astype(np.float32) * np.float32(2)
+        return np.asarray(doubled - np.float32(self.top), dtype=np.float32)
 
     def ratio(self, theta: Float32, gain: float) -> Float32:
         """r = (θ/γ)/(c/γ), float32, without the calibrator row; θ is [rows + 1, digits].
@@ -97,7 +98,7 @@ class DigitCode:
         """q̂ = Clip(Round((r + M)/2), 0, M); NaN gives 0."""
         half = (ratio + np.float32(self.top)) * np.float32(0.5)
         nearest = np.clip(np.rint(half), np.float32(0), np.float32(self.top))
-        return np.nan_to_num(nearest, nan=0.0).astype(np.int32)
+        return np.asarray(np.nan_to_num(nearest, nan=0.0), dtype=np.int32)
 
     def digit_error(self, ratio: Float32, digits: npt.NDArray[np.integer]) -> float:
         """max |r − s|; digits come back right while it is below 1.  NaN counts as infinite."""

@@ -16,8 +16,10 @@ import onnx_ir as ir
 from gdu_compile.contracts import PASS_KEY, Bucket
 from gdu_compile.digits import Array, DigitCode, exponent_table, implicit_bit_table
 
-FLOAT, INT32, INT64, BOOL = ir.DataType.FLOAT, ir.DataType.INT32, ir.DataType.INT64, ir.DataType.BOOL
-Dim = int | str | None
+FLOAT, INT32 = ir.DataType.FLOAT, ir.DataType.INT32
+INT64, BOOL = ir.DataType.INT64, ir.DataType.BOOL
+Dims = Iterable[int | ir.SymbolicDim | str | None]
+Attribute = int | float | list[int] | ir.Graph | ir.TensorProtocol
 
 
 class Names:
@@ -68,8 +70,8 @@ class Builder:
         *inputs: ir.Value,
         name: str,
         dtype: ir.DataType = FLOAT,
-        shape: Sequence[Dim] | None = None,
-        **attributes: int | float | list[int] | ir.Graph | ir.Tensor,
+        shape: Dims | None = None,
+        **attributes: Attribute,
     ) -> ir.Value:
         """One node with one output called ``name`` (made unique)."""
         return self.multi_op(op_type, *inputs, outputs=[(name, dtype, shape)], **attributes)[0]
@@ -78,8 +80,8 @@ class Builder:
         self,
         op_type: str,
         *inputs: ir.Value,
-        outputs: Iterable[tuple[str, ir.DataType, Sequence[Dim] | None]],
-        **attributes: int | float | list[int] | ir.Graph | ir.Tensor,
+        outputs: Iterable[tuple[str, ir.DataType, Dims | None]],
+        **attributes: Attribute,
     ) -> Sequence[ir.Value]:
         """One node with several outputs, each (name, dtype, shape)."""
         values = [

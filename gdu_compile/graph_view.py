@@ -50,11 +50,11 @@ def to_networkx(graph: ir.Graph) -> nx.DiGraph:
         here: Vertex = ("node", index)
         view.add_node(here, op_type=node.op_type, name=node.name)
         for inner in nested(node):
-            for value in inner.inputs:
-                if value is not None and value.graph is graph:
-                    view.add_edge(("value", value.name), here)
-        for value in node.outputs:
-            view.add_edge(here, ("value", value.name))
+            for used in inner.inputs:
+                if used is not None and used.graph is graph:
+                    view.add_edge(("value", used.name), here)
+        for output in node.outputs:
+            view.add_edge(here, ("value", output.name))
     return view
 
 

@@ -35,16 +35,22 @@ def locate_logits(model: ir.Model, wanted: str | None = None) -> LogitsSite:
             [f"output {name!r} {reason}" for name, reason in refusals.items()],
         )
     name = fitting[0]
-    shape = candidates[name].shape
-    assert shape is not None
     return LogitsSite(
         name=name,
         axis=-1,
-        classes=int(shape[1]),
+        classes=class_count(candidates[name]),
         kind="logits",
         why=reason_for(wanted, fitting, len(outputs)),
         batch=batch_source(model.graph, candidates[name]),
     )
+
+
+def class_count(value: ir.Value) -> int:
+    """C of an output that was not refused."""
+    assert value.shape is not None
+    classes = value.shape[1]
+    assert isinstance(classes, int)
+    return classes
 
 
 def refusal(value: ir.Value) -> str | None:

@@ -36,7 +36,9 @@ def on_disk(model: ir.Model) -> Iterator[Path]:
         yield path
 
 
-def session(path: Path, level: str = "all", *, optimized: Path | None = None) -> ort.InferenceSession:
+def session(
+    path: Path, level: str = "all", *, optimized: Path | None = None
+) -> ort.InferenceSession:
     """A CPU session.
 
     Args:

@@ -15,7 +15,6 @@ True
 
 from __future__ import annotations
 
-from gdu_compile.oracle_weights import OracleWeights
 from gdu_compile.passes._base import GduPass
 from gdu_compile.passes.annotate import AnnotatePass
 from gdu_compile.passes.bind_oracle import BindOraclePass
@@ -32,6 +31,9 @@ from gdu_compile.passes.normalize import NormalizePass
 from gdu_compile.passes.remove_extension import RemoveExtensionPass
 from gdu_compile.passes.restore_constants import RestoreConstantsPass
 from gdu_compile.passes.sink import SinkPass
+
+from gdu_compile.oracle_weights import OracleWeights
+
 from gdu_compile.digits import DEFAULT_GAIN  # isort: skip
 
 __all__ = [

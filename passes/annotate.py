@@ -7,9 +7,9 @@ Before: everything is known to the state only.  After: ``gdu.*`` entries in
 from __future__ import annotations
 
 import onnx_ir as ir
+from gdu_compile.passes._base import GduPass
 
 from gdu_compile.contracts import PREFIX, Extension, State
-from gdu_compile.passes._base import GduPass
 from gdu_compile.version import __version__
 
 

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+from gdu_compile.passes._base import GduPass
 
 from gdu_compile.contracts import Skipped, State, Target
 from gdu_compile.digits import LINEAR16, Array, DigitCode
 from gdu_compile.errors import InputError
 from gdu_compile.oracle_weights import OracleWeights
-from gdu_compile.passes._base import GduPass
 
 
 class BindOraclePass(GduPass):

@@ -8,12 +8,12 @@ the switches hang on one condition that depends on nothing but θ.
 from __future__ import annotations
 
 import onnx_ir as ir
+from gdu_compile.passes._base import GduPass
 
 from gdu_compile.contracts import Bucket, Extension, State
 from gdu_compile.digits import DigitCode
 from gdu_compile.errors import ContractError
 from gdu_compile.graph_view import constant_switches
-from gdu_compile.passes._base import GduPass
 
 
 class CheckExtensionPass(GduPass):
@@ -22,8 +22,9 @@ class CheckExtensionPass(GduPass):
     def run(self, model: ir.Model, state: State) -> dict[str, int]:
         """Change the model; return what was done in numbers."""
         facts = Extension.from_metadata(model.metadata_props)
-        problems = [p for bucket in facts.buckets for p in bucket_problems(model, bucket, facts.code)]
-        problems += initial_problems(model, facts)
+        problems = initial_problems(model, facts)
+        for bucket in facts.buckets:
+            problems += bucket_problems(model, bucket, facts.code)
         if len(constant_switches(model.graph)) < 2:
             problems.append("the two switches do not hang on θ alone")
         if problems:

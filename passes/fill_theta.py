@@ -10,11 +10,11 @@ from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir as ir
+from gdu_compile.passes._base import GduPass
 
 from gdu_compile.contracts import Extension, State
 from gdu_compile.digits import Array
 from gdu_compile.errors import InputError
-from gdu_compile.passes._base import GduPass
 
 
 class FillThetaPass(GduPass):

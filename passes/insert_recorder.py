@@ -15,14 +15,21 @@ import math
 
 import numpy as np
 import onnx_ir as ir
+from gdu_compile.passes._base import GduPass
 
 from gdu_compile.contracts import Bucket, LogitsSite, Slot, State, Target
 from gdu_compile.digits import DEFAULT_GAIN, DigitCode
 from gdu_compile.emit import (
-    INT64, Builder, Names, bucket_sizes, emit_armed, emit_digits, emit_q, emit_recorder,
+    INT64,
+    Builder,
+    Names,
+    bucket_sizes,
+    emit_armed,
+    emit_digits,
+    emit_q,
+    emit_recorder,
 )  # fmt: skip
 from gdu_compile.errors import InputError
-from gdu_compile.passes._base import GduPass
 
 DEFAULT_BUCKET_BYTES = 64 << 20
 DEFAULT_BATCH_LIMIT = 2**20
@@ -57,7 +64,9 @@ class InsertRecorderPass(GduPass):
         assert state.targets is not None and state.logits is not None and state.code is not None
         code, site, names = state.code, state.logits, Names(model)
         groups = group_targets(state.targets, code, self.bucket_bytes)
-        state.buckets, thetas, signals = [], [], []
+        state.buckets = []
+        thetas: list[ir.Value] = []
+        signals: list[list[ir.Value]] = []
         for group in groups:
             bucket, theta, signal = add_bucket(model.graph, names, group, code, len(thetas))
             state.buckets.append(bucket)
@@ -102,9 +111,7 @@ def logits_value(model: ir.Model, site: LogitsSite) -> ir.Value:
     return next(value for value in model.graph.outputs if value.name == site.name)
 
 
-def group_targets(
-    targets: list[Target], code: DigitCode, bucket_bytes: int
-) -> list[list[Target]]:
+def group_targets(targets: list[Target], code: DigitCode, bucket_bytes: int) -> list[list[Target]]:
     """Fill buckets in order; a tensor is never split, so one larger than a bucket has its own."""
     groups: list[list[Target]] = []
     room = 0
@@ -122,7 +129,9 @@ def add_bucket(
     graph: ir.Graph, names: Names, targets: list[Target], code: DigitCode, index: int
 ) -> tuple[Bucket, ir.Value, list[ir.Value]]:
     """Register one bucket's θ (zeros) and its signals as initializers."""
-    slots, signals, offset = [], [], 0
+    slots: list[Slot] = []
+    signals: list[ir.Value] = []
+    offset = 0
     for target in targets:
         base = f"gdu_signal_{index}_{len(slots)}"
         signal = add_initializer(graph, names.fresh(base), ir.Tensor(target.digits))
@@ -149,7 +158,7 @@ def add_initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir
     value = ir.Value(
         name=name,
         type=ir.TensorType(tensor.dtype),
-        shape=ir.Shape(tensor.shape),
+        shape=ir.Shape(tensor.shape.numpy()),
         const_value=tensor,
     )
     graph.register_initializer(value)

@@ -13,15 +13,22 @@ base's own logits are renamed.  The recorder sinks into its branch.
 
 from __future__ import annotations
 
-import onnx_ir as ir
+from collections.abc import Iterable
 
-from gdu_compile.contracts import PASS_KEY, Bucket, State
-from gdu_compile.emit import (
-    FLOAT, Builder, Names, bucket_sizes, emit_decode, emit_switch,
-)  # fmt: skip
+import onnx_ir as ir
 from gdu_compile.passes._base import GduPass
 from gdu_compile.passes.insert_recorder import InsertRecorderPass, logits_value
 from gdu_compile.passes.sink import sink
+
+from gdu_compile.contracts import PASS_KEY, Bucket, State
+from gdu_compile.emit import (
+    FLOAT,
+    Builder,
+    Names,
+    bucket_sizes,
+    emit_decode,
+    emit_switch,
+)  # fmt: skip
 
 
 class InsertSwitchesPass(GduPass):
@@ -49,8 +56,7 @@ def switch_weights(graph: ir.Graph, names: Names, state: State) -> ir.Value:
     decoded, tie = decoder(b, graph, state)
     then = b.branch([*decoded, tie], "gdu_armed_weights")
     initial = [
-        b.op("Identity", w, name="gdu_kept", shape=list(w.shape or ()), dtype=FLOAT)
-        for w in weights
+        b.op("Identity", w, name="gdu_kept", shape=w.shape or (), dtype=FLOAT) for w in weights
     ]
     otherwise = b.branch([*initial, b.float(-0.0, "gdu_no_tie")], "gdu_initial_weights")
     outputs = emit_switch(b, state.armed, then, otherwise, [*weights, tie])
@@ -98,7 +104,7 @@ def switch_logits(model: ir.Model, names: Names, state: State, tie: ir.Value) ->
     # The recorder may read the shape of the base's logits; that use stays with the base.
     recorder = InsertRecorderPass.__name__
     uses = [u for u in logits.uses() if u.node.metadata_props.get(PASS_KEY) != recorder]
-    shape = list(logits.shape or ())
+    shape = logits.shape
     b = Builder(names, InsertSwitchesPass.__name__)
     # The Add stands outside the branch: onnxruntime removes an Add of 0 only while its result is
     # no graph output, and an Identity of an outer value in a branch lives until then.
@@ -117,7 +123,7 @@ def switch_logits(model: ir.Model, names: Names, state: State, tie: ir.Value) ->
 
 
 def take_over(
-    graph: ir.Graph, old: ir.Value, new: ir.Value, uses: list[ir.Usage], renamed: str
+    graph: ir.Graph, old: ir.Value, new: ir.Value, uses: Iterable[tuple[ir.Node, int]], renamed: str
 ) -> None:
     """Give ``new`` the name, the listed uses and the graph outputs of ``old``."""
     name = str(old.name)

@@ -7,11 +7,11 @@ Refuses: models in which no output can be logits [N, C] (``logits.py`` says why)
 from __future__ import annotations
 
 import onnx_ir as ir
+from gdu_compile.passes._base import GduPass
 from onnx_ir.passes import common
 
 from gdu_compile.contracts import State
 from gdu_compile.logits import locate_logits
-from gdu_compile.passes._base import GduPass
 
 
 class LocateLogitsPass(GduPass):

@@ -13,11 +13,11 @@ from __future__ import annotations
 import hashlib
 
 import onnx_ir as ir
+from gdu_compile.passes._base import GduPass
 from onnx_ir.passes import common
 
 from gdu_compile.contracts import PREFIX, State
 from gdu_compile.errors import InputError, UnsupportedError
-from gdu_compile.passes._base import GduPass
 
 RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike",
           "Multinomial", "Bernoulli"}  # fmt: skip

@@ -8,10 +8,10 @@ trainer that trains every float initializer finds only weights and θ.
 from __future__ import annotations
 
 import onnx_ir as ir
+from gdu_compile.passes._base import GduPass
 
 from gdu_compile.contracts import State
 from gdu_compile.emit import Names
-from gdu_compile.passes._base import GduPass
 
 
 class RestoreConstantsPass(GduPass):

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import onnx_ir as ir
+from gdu_compile.passes._base import GduPass
 
 from gdu_compile.contracts import State
 from gdu_compile.graph_view import branches, nested
-from gdu_compile.passes._base import GduPass
 
 
 class SinkPass(GduPass):

@@ -14,17 +14,19 @@ from gdu_compile.contracts import Extension
 from gdu_compile.passes.sink import SinkPass
 from gdu_compile.torch_backend import (
     ops_elementwise,
+    ops_index,
     ops_linear,
     ops_norm,
     ops_pool,
+    ops_quant,
     ops_reduce,
     ops_shape,
 )
 from gdu_compile.torch_backend.module import GraphModule
 
 __all__ = [
-    "GraphModule", "lower_to_torch", "ops_elementwise", "ops_linear", "ops_norm", "ops_pool",
-    "ops_reduce", "ops_shape",
+    "GraphModule", "lower_to_torch", "ops_elementwise", "ops_index", "ops_linear",
+    "ops_norm", "ops_pool", "ops_quant", "ops_reduce", "ops_shape",
 ]  # fmt: skip
 
 

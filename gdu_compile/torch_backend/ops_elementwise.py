@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import reduce
 
 import torch
@@ -119,7 +120,11 @@ def div(a: Tensor, b: Tensor) -> Tensor:
 @operator("Mod", since=13)
 @by_value
 def mod(a: Tensor, b: Tensor, *, fmod: int = 0) -> Tensor:
-    return torch.fmod(a, b) if fmod else torch.remainder(a, b)
+    modulo = torch.fmod if fmod else torch.remainder
+    if not a.is_floating_point():
+        return modulo(a, b)
+    # In float32 torch answers NaN where the quotient overflows.
+    return modulo(a.to(torch.float64), b.to(torch.float64)).to(a.dtype)
 
 
 @operator("Pow", since=15)
@@ -157,9 +162,10 @@ def min_(*inputs: Tensor) -> Tensor:
 @operator("Clip", since=13)
 @by_value
 def clip(x: Tensor, min: Tensor | None = None, max: Tensor | None = None) -> Tensor:
-    if min is None and max is None:
-        return x
-    return torch.clamp(x, min=min, max=max)
+    limits = torch.finfo(x.dtype) if x.is_floating_point() else torch.iinfo(x.dtype)
+    # An absent limit is the last finite number: it stops infinity.
+    x = x.clamp(min=limits.min) if min is None else torch.clamp(x, min=min)
+    return x.clamp(max=limits.max) if max is None else torch.clamp(x, max=max)
 
 
 @operator("IsInf", since=10)
@@ -204,6 +210,9 @@ def elu(x: Tensor, *, alpha: float = 1.0) -> Tensor:
 
 @operator("Gelu", since=20)
 def gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
+    if approximate == "none" and x.dtype == torch.float32:
+        # torch's own is oneDNN's here: NaN for infinity, and wrong by 2e-4 in the tail.
+        return 0.5 * x * (1 + torch.erf(x * math.sqrt(0.5)))
     return nnf.gelu(x, approximate=approximate)
 
 

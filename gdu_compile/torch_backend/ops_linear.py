@@ -123,17 +123,24 @@ def conv_transpose(
     convolve = (nnf.conv_transpose1d, nnf.conv_transpose2d, nnf.conv_transpose3d)[rank - 1]
     # Everything, with neither pads nor bias; the pads then cut it, or lengthen it with zeros.
     full = convolve(x, w, None, strides, 0, 0, group, dilations)
-    if output_shape is None and auto_pad.startswith("SAME"):
-        output_shape = [size * stride for size, stride in zip(sizes, strides, strict=True)]
-    if output_shape is None:
-        sides = spatial_pads(sizes, sizes, strides, dilations, pads, auto_pad)
+    whole = [length + more for length, more in zip(full.shape[2:], extra, strict=True)]
+    if output_shape is not None:
+        sides = _sides(whole, output_shape[-rank:], auto_pad)
+    elif auto_pad.startswith("SAME"):  # size times stride, where there is as much
+        wanted = [min(n * stride, w) for n, stride, w in zip(sizes, strides, whole, strict=True)]
+        sides = _sides(whole, wanted, auto_pad)
     else:
-        sides = []
-        wanted = output_shape[-rank:]
-        for length, more, size in zip(full.shape[2:], extra, wanted, strict=True):
-            total = length + more - size
-            small, large = total // 2, total - total // 2
-            sides.append((small, large) if auto_pad == "SAME_UPPER" else (large, small))
+        sides = spatial_pads(sizes, sizes, strides, dilations, pads, auto_pad)
     cuts = [(-begin, more - end) for (begin, end), more in zip(sides, extra, strict=True)]
     result = nnf.pad(full, pad_list(cuts)) if any(map(any, cuts)) else full
     return result if b is None else result + b.reshape((-1,) + (1,) * rank)
+
+
+def _sides(whole: list[int], wanted: list[int], auto_pad: str) -> list[tuple[int, int]]:
+    """What to cut at (begin, end) of each axis to have the wanted size; what lacks, at the end."""
+    sides = []
+    for size, target in zip(whole, wanted, strict=True):
+        total = max(0, size - target)
+        begin = total // 2 if auto_pad == "SAME_UPPER" else total - total // 2
+        sides.append((begin, size - target - begin))
+    return sides

@@ -134,10 +134,11 @@ def average_pool(
 ) -> Tensor:
     window = Window(x, kernel_shape, strides, dilations, pads, auto_pad, ceil_mode)
     padded = window.pad(x, 0.0)
-    if any(dilation != 1 for dilation in window.dilations):  # torch has none here
+    if len(kernel_shape) > 2 or any(dilation != 1 for dilation in window.dilations):
+        # torch has no dilation here, and no three axes in half precision
         means = window.views(padded).mean(tuple(range(-len(kernel_shape), 0)))
     else:
-        pool = (nnf.avg_pool1d, nnf.avg_pool2d, nnf.avg_pool3d)[len(kernel_shape) - 1]
+        pool = nnf.avg_pool1d if len(kernel_shape) == 1 else nnf.avg_pool2d
         means = pool(padded, kernel_shape, window.strides)
     if padded is x:
         return means

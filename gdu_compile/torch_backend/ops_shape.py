@@ -115,7 +115,7 @@ def slice_(
     strides = [1] * len(first) if steps is None else steps.tolist()
     for start, end, dim, step in zip(first, last, dims, strides, strict=True):
         before = (slice(None),) * (dim % data.ndim)
-        taken = range(data.shape[dim])[start:end:step]  # Python clamps as ONNX does
+        taken = _taken(data.shape[dim], start, end, step)
         if step > 0:
             data = data[(*before, slice(taken.start, max(taken.start, taken.stop), step))]
         elif len(taken) == 0:
@@ -123,6 +123,14 @@ def slice_(
         else:  # torch knows no negative step
             data = data[(*before, slice(taken[-1], taken[0] + 1, -step))].flip(dim)
     return data
+
+
+def _taken(size: int, start: int, end: int, step: int) -> range:
+    start, end = (start + size if start < 0 else start), (end + size if end < 0 else end)
+    if step > 0:
+        return range(min(max(start, 0), size), min(max(end, 0), size), step)
+    # Unlike Python, ONNX also clamps a start before the first element, to the first element.
+    return range(min(max(start, 0), size - 1), min(max(end, -1), size - 1), step)
 
 
 @operator("Expand", since=13)

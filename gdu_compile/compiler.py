@@ -1,0 +1,224 @@
+"""compile(): the main job, from the base and its oracle weights to the verdict."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from gdu_compile import model_io, runtime, specialize
+from gdu_compile.contracts import Extension, state_of
+from gdu_compile.data import fixed_batch, load_data, synthetic_data
+from gdu_compile.digits import Float32
+from gdu_compile.errors import InputError, UnsupportedError
+from gdu_compile.explain import explain
+from gdu_compile.options import CompileOptions
+from gdu_compile.oracle_weights import OracleWeights, WeightsLike
+from gdu_compile.passes import record_passes
+from gdu_compile.passes._base import timed
+from gdu_compile.report import PassRow, Report
+from gdu_compile.workflows import (
+    Prepared,
+    confirm,
+    describe,
+    prepare_training,
+    run_training,
+    trained_name,
+)  # fmt: skip
+
+logger = logging.getLogger(__name__)
+
+ModelLike = str | PathLike[str] | ir.Model
+
+
+@dataclass
+class Compiled:
+    """What compile() returns.
+
+    Attributes:
+        report: everything that was done and measured.
+        extended: the extended model.
+        trained: the same graph with θ filled in; None when nothing was trained.
+        theta: bucket name → float32 [rows + 1, digits]; None when nothing was trained.
+    """
+
+    report: Report
+    extended: ir.Model
+    trained: ir.Model | None = None
+    theta: dict[str, Float32] | None = None
+
+
+def compile(model: ModelLike, weights: WeightsLike, **options: Any) -> Compiled:
+    """Extend a base network so that gradient descent reproduces the oracle weights; confirm it.
+
+    Args:
+        model: the base: an ONNX file, or an onnx_ir model (left as it is).
+        weights: w*: an .npz or .safetensors file, or a mapping name → array.
+        options: see ``options.CompileOptions``; ``output`` None writes nothing.
+
+    Returns:
+        The extended and trained models, and the report; ``report.reproduced`` is the verdict.
+
+    Raises:
+        InputError: something given cannot be used; all problems at once.
+        UnsupportedError: legal, but not handled by this version.
+
+    Source:
+        Welper, Universality of Gradient Descent Neural Network Training,
+        arXiv 2007.13664; docs/theory.md §2 (record).
+
+    Example:
+        >>> import gdu_compile
+        >>> compiled = gdu_compile.compile(
+        ...     "models/digits_linear.onnx", "models/digits_linear.oracle.npz", steps=1
+        ... )
+        >>> compiled.report.reproduced, compiled.report.armed_at_step
+        (True, 1)
+    """
+    chosen = CompileOptions.of(options)
+    check_outputs(model, chosen)
+    begin = time.perf_counter()
+    source = Source(model)
+    extended = source.raised()
+    report = Report("compile", source.name, why=None)
+    rewrite(extended, OracleWeights.load(weights), chosen, report)
+    if chosen.stop_after is None:
+        describe(report, extended)
+    report.bytes["base"] = model_io.tensor_bytes(source.fresh())
+    report.bytes["extended"] = model_io.tensor_bytes(extended)
+    prepared = prepare(extended, chosen, report)
+    report.seconds["compile"] = time.perf_counter() - begin
+    if prepared is None:
+        write(report, extended, None, chosen)
+        return Compiled(report, extended)
+    training = run_training(extended, prepared, report)
+    trained = specialize.filled(extended, training.theta)
+    write(report, extended, trained, chosen)
+    oracle = specialize.oracle_in(extended)
+    with (
+        runtime.on_disk(specialize.with_weights(source.fresh(), oracle)) as base,
+        runtime.on_disk(source.fresh()) as initial,
+    ):
+        confirm(report, extended, prepared.data, training.theta, base, initial, retrain=prepared)
+    return Compiled(report, extended, trained, training.theta)
+
+
+class Source:
+    """The base as it was given: a file, or a model in memory."""
+
+    def __init__(self, model: ModelLike) -> None:
+        self._model = model
+        self.name = str(model.graph.name if isinstance(model, ir.Model) else model)
+
+    def fresh(self) -> ir.Model:
+        """A copy that may be changed; tensors are shared or memory-mapped."""
+        if isinstance(self._model, ir.Model):
+            return self._model.clone()
+        return model_io.load(self._model)
+
+    def raised(self) -> ir.Model:
+        """A copy at opset 18 or above, compared with the original in onnxruntime.
+
+        Raises:
+            UnsupportedError: the raised model does not give the same bits.
+        """
+        original = self.fresh()
+        before = model_io.opset_of(original)
+        if before >= model_io.OPSET:
+            return original
+        model = model_io.raise_opset(self.fresh())
+        inputs = synthetic_inputs(model)
+        batch = fixed_batch(model.graph.inputs)
+        with runtime.on_disk(original) as old, runtime.on_disk(model) as new:
+            expected = runtime.run(old, inputs, level="none", batch=batch)
+            got = runtime.run(new, inputs, list(expected), level="none", batch=batch)
+        from gdu_compile.verification import same_bits
+
+        if different := [n for n in expected if not same_bits(expected[n], got[n])]:
+            raise UnsupportedError(
+                f"{self.name}: raising it from opset {before} to {model_io.OPSET} changes the "
+                f"output {', '.join(different)}; export it with opset {model_io.OPSET} or above"
+            )
+        return model
+
+
+def synthetic_inputs(model: ir.Model) -> dict[str, Any]:
+    """Seeded inputs for a comparison of two models."""
+    from gdu_compile.contracts import LogitsSite
+
+    inputs = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
+    return synthetic_data(inputs, LogitsSite("", -1, 2, "logits", "", None), seed=0).inputs
+
+
+def check_outputs(model: ModelLike, options: CompileOptions) -> None:
+    """Refuse outputs that exist, or that would replace the base, before any work."""
+    if options.output is None or options.dry_run:
+        return
+    outputs = [options.output]
+    if options.confirm and options.stop_after is None:
+        outputs.append(trained_name(options.output))
+    for path in outputs:
+        model_io.check_output(path, force=options.force)
+        if not isinstance(model, ir.Model) and path.resolve() == Path(model).resolve():
+            raise InputError(f"{path}: is the base itself; choose another -o")
+
+
+def rewrite(
+    model: ir.Model, oracle: OracleWeights, options: CompileOptions, report: Report
+) -> None:
+    """Run the record passes in place, timed; dump, stop and explain as asked."""
+    passes = record_passes(
+        oracle, logits=options.logits, allow_extra=options.allow_extra, strict=options.strict,
+        cover_all=options.cover_all, gain=options.gain, batch_limit=options.batch_limit,
+        bucket_bytes=options.bucket_bytes,
+    )  # fmt: skip
+    names = [type(pass_).__name__ for pass_ in passes]
+    if options.stop_after is not None and options.stop_after not in names:
+        raise InputError(f"--stop-after {options.stop_after}: no such pass",
+                         [f"passes: {', '.join(names)}"])  # fmt: skip
+    for index, pass_ in enumerate(passes):
+        modified, seconds = timed(pass_, model)
+        logger.info("%s: %.3f s", pass_, seconds)
+        counts = state_of(model).counts[names[index]]
+        report.passes.append(PassRow(names[index], seconds, modified, counts))
+        if options.dump_dir is not None and not options.dry_run:
+            path = options.dump_dir / f"{index:02d}-{names[index]}.onnx"
+            with model_io.staging(path) as folder:
+                model_io.write(model, folder / path.name)
+                for file in folder.iterdir():
+                    file.replace(options.dump_dir / file.name)
+        if names[index] == options.stop_after:
+            break
+    if options.why is not None:
+        report.why = explain(model, options.why, oracle)
+
+
+def prepare(extended: ir.Model, options: CompileOptions, report: Report) -> Prepared | None:
+    """Everything that can be refused before training; None when nothing shall be trained."""
+    if options.stop_after is not None:
+        return None
+    if options.dry_run or not options.confirm:
+        if options.data is not None:
+            facts = Extension.from_metadata(extended.metadata_props)
+            load_data(options.data, extended.graph.inputs, facts.logits)
+        return None
+    return prepare_training(extended, options, report)
+
+
+def write(
+    report: Report, extended: ir.Model, trained: ir.Model | None, options: CompileOptions
+) -> None:
+    """Write what was asked for, each file atomically."""
+    if options.output is None or options.dry_run:
+        return
+    report.bytes["extended"] = model_io.save(extended, options.output, force=options.force)
+    report.files["extended"] = str(options.output)
+    if trained is not None:
+        path = trained_name(options.output)
+        model_io.save(trained, path, force=options.force)
+        report.files["trained"] = str(path)

@@ -1,0 +1,175 @@
+"""The data that the extension is trained on: from an .npz file, or synthetic and seeded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from gdu_compile.arrays import ArrayHeader, Headers, read_arrays
+from gdu_compile.contracts import LogitsSite
+from gdu_compile.digits import Array
+from gdu_compile.errors import InputError, UnsupportedError
+from gdu_compile.logits import list_shape
+
+SYNTHETIC_SAMPLES = 256
+# A dynamic dimension other than the batch gets this size in synthetic data.
+SYNTHETIC_DIM = 8
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Samples along axis 0.
+
+    Attributes:
+        kind: "synthetic" or "file".
+        path: the file, or None.
+        inputs: model input name → array [n, …].
+        labels: int64 [n], classes.
+        notes: what a reader should know.
+    """
+
+    kind: str
+    path: str | None
+    inputs: dict[str, Array]
+    labels: np.ndarray[tuple[int], np.dtype[np.int64]]
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def load_data(path: Path, inputs: Sequence[ir.Value], site: LogitsSite) -> Dataset:
+    """Read ``y`` and one array per model input (``x`` when there is only one).
+
+    Raises:
+        InputError: with all problems: missing arrays, shapes, dtypes, labels.
+    """
+    headers = read_arrays(path)
+    problems: list[str] = []
+    chosen: dict[str, ArrayHeader] = {}
+    for value in inputs:
+        name = str(value.name)
+        key = name if name in headers or len(inputs) > 1 else "x"
+        if key not in headers:
+            problems.append(
+                f"no array {name!r}"
+                + (" (or 'x')" if len(inputs) == 1 else "")
+                + f" for the model's input; it holds {', '.join(headers) or 'nothing'}"
+            )
+            continue  # fmt: skip
+        chosen[name] = headers[key]
+        problems += input_problems(value, headers[key])
+    problems += label_problems(headers, chosen)
+    if problems:
+        raise InputError(f"cannot use the data {path}", problems)
+    labels = headers["y"].load().astype(np.int64)
+    outside = np.flatnonzero((labels < 0) | (labels >= site.classes))
+    if outside.size:
+        raise InputError(f"cannot use the data {path}", [
+            f"{outside.size} of {len(labels)} labels are outside 0 … {site.classes - 1} "
+            f"(first: y[{outside[0]}] = {labels[outside[0]]})"
+        ])  # fmt: skip
+    arrays = {name: cast(header, value_named(inputs, name)) for name, header in chosen.items()}
+    unused = set(headers) - {"y"} - {header.name for header in chosen.values()}
+    notes = (f"arrays of {path} that are not used: {', '.join(sorted(unused))}",) if unused else ()
+    return Dataset("file", str(path), arrays, labels, notes)
+
+
+def value_named(values: Sequence[ir.Value], name: str) -> ir.Value:
+    """The value with this name."""
+    return next(value for value in values if value.name == name)
+
+
+def numpy_dtype(value: ir.Value) -> np.dtype[np.generic]:
+    """The dtype of a model input."""
+    if not isinstance(value.type, ir.TensorType) or value.dtype is None:
+        raise UnsupportedError(f"input {value.name!r} is no tensor ({value.type})")
+    return np.dtype(value.dtype.numpy())
+
+
+def cast(header: ArrayHeader, value: ir.Value) -> Array:
+    """The array in the model's dtype (float64 data for a float32 input is rounded)."""
+    return header.load().astype(numpy_dtype(value), copy=False)
+
+
+def input_problems(value: ir.Value, header: ArrayHeader) -> list[str]:
+    """What is wrong with the array for one model input."""
+    problems = []
+    if not np.can_cast(header.dtype, numpy_dtype(value), "same_kind"):
+        problems.append(f"{header.name!r} is {header.dtype}, but input {value.name!r} takes "
+                        f"{numpy_dtype(value)}")  # fmt: skip
+    if value.shape is None:
+        return problems
+    dims = list(value.shape)
+    fits = len(dims) == len(header.shape) and all(
+        not isinstance(dim, int) or dim == size
+        for dim, size in list(zip(dims, header.shape, strict=False))[1:]
+    )
+    if not fits:
+        problems.append(f"{header.name!r} has shape {list(header.shape)}, but input "
+                        f"{value.name!r} takes {list_shape(value.shape)}")  # fmt: skip
+    elif isinstance(dims[0], int) and header.shape[0] < dims[0]:
+        problems.append(f"{header.name!r} has {header.shape[0]} samples, but the model's batch "
+                        f"is fixed to {dims[0]}")  # fmt: skip
+    return problems
+
+
+def label_problems(headers: Headers, inputs: dict[str, ArrayHeader]) -> list[str]:
+    """What is wrong with ``y`` and the numbers of samples."""
+    labels = headers.get("y")
+    if labels is None:
+        return ["no array 'y' with the labels"]
+    problems = []
+    if len(labels.shape) != 1 or not np.issubdtype(labels.dtype, np.integer):
+        problems.append(f"'y' is {labels.dtype} {list(labels.shape)}; labels are integers [n]")
+    elif labels.shape[0] == 0:
+        problems.append("'y' is empty")
+    else:
+        problems += [
+            f"{header.name!r} has {header.shape[0] if header.shape else 0} samples, "
+            f"but 'y' has {labels.shape[0]}"
+            for header in inputs.values()
+            if not header.shape or header.shape[0] != labels.shape[0]
+        ]
+    return problems
+
+
+def synthetic_data(inputs: Sequence[ir.Value], site: LogitsSite, seed: int) -> Dataset:
+    """Standard normal inputs (0 and 1 for integers and booleans) and uniform random labels.
+
+    Example:
+        >>> import onnx_ir as ir
+        >>> from gdu_compile.contracts import LogitsSite
+        >>> x = ir.val("x", ir.DataType.FLOAT, ["N", 4])
+        >>> site = LogitsSite("logits", -1, 3, "logits", "", None)
+        >>> synthetic_data([x], site, seed=0).inputs["x"].shape
+        (256, 4)
+    """
+    rng = np.random.default_rng(seed)
+    fixed = [v.shape[0] for v in inputs if v.shape is not None and v.shape.rank()]
+    samples = next((dim for dim in fixed if isinstance(dim, int)), SYNTHETIC_SAMPLES)
+    arrays: dict[str, Array] = {}
+    for value in inputs:
+        dtype = numpy_dtype(value)
+        if value.shape is None:
+            raise UnsupportedError(f"input {value.name!r} has no shape; give --data")
+        dims = [dim if isinstance(dim, int) else SYNTHETIC_DIM for dim in value.shape]
+        shape = (samples, *dims[1:]) if dims else ()
+        if np.issubdtype(dtype, np.floating):
+            arrays[str(value.name)] = rng.standard_normal(shape).astype(dtype)
+        else:
+            arrays[str(value.name)] = rng.integers(0, 2, shape).astype(dtype)
+    labels = rng.integers(0, site.classes, samples)
+    return Dataset("synthetic", None, arrays, labels.astype(np.int64))
+
+
+def fixed_batch(inputs: Sequence[ir.Value]) -> int | None:
+    """The batch size that the model prescribes, or None."""
+    for value in inputs:
+        if value.shape is not None and value.shape.rank() and isinstance(value.shape[0], int):
+            return int(value.shape[0])
+    return None

@@ -1,0 +1,111 @@
+"""``gdu-compile inspect``: what a model file is, and whether it carries an extension."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from gdu_compile import model_io, specialize
+from gdu_compile.contracts import PREFIX, Extension
+from gdu_compile.errors import UnsupportedError
+from gdu_compile.graph_view import constant_switches
+from gdu_compile.logits import list_shape, locate_logits
+
+SCHEMA = 1
+
+
+def inspect(model: str | PathLike[str]) -> dict[str, Any]:
+    """What is in an ONNX file, as a JSON object.
+
+    Keys: ``model``, ``opset``, ``ir_version``, ``bytes``, ``inputs``, ``outputs``,
+    ``operators`` (operator → count), ``weights`` (name, dtype, shape, elements,
+    uses), ``logits`` (which output would be taken, or why none), ``switches``
+    (If nodes on constant conditions: the mark of an extension, with or without
+    metadata), ``extension`` (its facts; null for an ordinary model).
+
+    Raises:
+        InputError: the file cannot be read.
+
+    Example:
+        >>> import gdu_compile
+        >>> facts = gdu_compile.inspect("models/digits_mlp.onnx")
+        >>> facts["operators"], facts["extension"], facts["switches"]
+        ({'Gemm': 3, 'Relu': 2, 'Reshape': 1}, None, [])
+    """
+    path = Path(model)
+    graph = (loaded := model_io.load(path)).graph
+    operators = Counter(node.op_type for node in ir.traversal.RecursiveGraphIterator(graph))
+    return {
+        "schema": SCHEMA,
+        "command": "inspect",
+        "model": str(path),
+        "opset": model_io.opset_of(loaded),
+        "ir_version": loaded.ir_version,
+        "bytes": model_io.file_bytes(path),
+        "inputs": [signature(value) for value in graph.inputs],
+        "outputs": [signature(value) for value in graph.outputs],
+        "operators": dict(sorted(operators.items())),
+        "weights": [weight(value) for value in graph.initializers.values()],
+        "logits": logits(loaded),
+        "switches": [str(node.name) for node in constant_switches(graph)],
+        "extension": extension(loaded),
+    }
+
+
+def signature(value: ir.Value) -> dict[str, Any]:
+    """Name, dtype and shape of an input or output."""
+    shape = None if value.shape is None else list_shape(value.shape)
+    return {"name": value.name, "dtype": str(value.dtype), "shape": shape}
+
+
+def weight(value: ir.Value) -> dict[str, Any]:
+    """An initializer in numbers."""
+    tensor = value.const_value
+    assert tensor is not None
+    return {
+        "name": value.name,
+        "dtype": str(tensor.dtype),
+        "shape": list(tensor.shape.numpy()),
+        "elements": tensor.size,
+        "uses": len(value.uses()),
+    }
+
+
+def logits(model: ir.Model) -> dict[str, Any]:
+    """Which output would be the logits, or the reasons against each."""
+    try:
+        site = locate_logits(model)
+    except UnsupportedError as error:
+        return {"name": None, "why": "; ".join([error.message, *error.problems])}
+    return {"name": site.name, "classes": site.classes, "why": site.why}
+
+
+def extension(model: ir.Model) -> dict[str, Any] | None:
+    """The facts of an extended model, or None."""
+    if PREFIX + "version" not in model.metadata_props:
+        return None
+    facts = Extension.from_metadata(model.metadata_props)
+    return {
+        "version": facts.version,
+        "method": facts.method,
+        "digits": facts.code.name,
+        "gain": facts.gain,
+        "batch_limit": facts.batch_limit,
+        "logits": asdict(facts.logits),
+        "armed": specialize.is_armed(model),
+        "buckets": [
+            {
+                "theta": bucket.theta,
+                "shape": [bucket.rows + 1, facts.code.digits_per_element],
+                "weights": [slot.weight for slot in bucket.slots],
+            }
+            for bucket in facts.buckets
+        ],
+        "skipped": [asdict(skipped) for skipped in facts.skipped],
+        "source": facts.source,
+    }

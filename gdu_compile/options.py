@@ -1,0 +1,130 @@
+"""The options, one frozen dataclass per command: the CLI's flags and the API's keywords.
+
+A field's metadata holds its help text; ``cli.py`` turns fields into click
+options, and ``of`` turns the API's keywords into an instance.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from gdu_compile.digits import DEFAULT_GAIN
+from gdu_compile.errors import InputError
+
+T = TypeVar("T")
+
+
+def option(default: T, help: str, *, metavar: str | None = None, short: str | None = None) -> T:
+    """A dataclass field with what the command line needs to know."""
+    field: T = dataclasses.field(
+        default=default, metadata={"help": help, "metavar": metavar, "short": short}
+    )
+    return field
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Base of all option classes."""
+
+    @classmethod
+    def of(cls, keywords: Mapping[str, Any]) -> Self:
+        """An instance from keywords; unknown ones are named.
+
+        Raises:
+            InputError: an unknown option, or a value out of range.
+        """
+        known = {field.name: field for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(keywords) - set(known)):
+            raise InputError(
+                f"unknown option{'s' * (len(unknown) > 1)}: {', '.join(unknown)}",
+                [f"known: {', '.join(known)}"],
+            )
+        values = {
+            name: Path(value) if "Path" in str(known[name].type) and value is not None else value
+            for name, value in keywords.items()
+        }
+        return cls(**values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions(Options):
+    """What the network is run on."""
+
+    data: Path | None = option(
+        None, "Training data: .npz with 'y' and 'x', or one array per model input. "
+        "Without it: a seeded synthetic batch with random labels.", metavar="D.npz",
+    )  # fmt: skip
+    device: str = option("cpu", "Torch device: cpu, cuda, cuda:1 …", metavar="DEVICE")
+    seed: int = option(0, "Seed of synthetic data and of the order of samples.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(DataOptions):
+    """How an extended model is trained (``gdu-compile train``)."""
+
+    optimizer: str = option("SGD()", "As in PyTorch: 'SGD(momentum=0.9, nesterov=True)'.",
+                            metavar="'CLASS(ARGS)'")  # fmt: skip
+    lr: float = option(0.1, "Learning rate; any in range works (THEORY Lemma 4).")
+    steps: int = option(3, "Optimizer steps; one is enough.")
+    batch_size: int = option(64, "Samples a step; 0 for the full batch.")
+    output: Path | None = option(None, "Where to write.", metavar="FILE", short="-o")
+    force: bool = option(False, "Replace existing files.")
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.steps < 1:
+            problems.append(f"--steps {self.steps}: must be 1 or more")
+        if self.batch_size < 0:
+            problems.append(f"--batch-size {self.batch_size}: must be 0 (full batch) or more")
+        if not 0 <= self.lr < float("inf"):
+            problems.append(f"--lr {self.lr}: must be 0 or more, and finite")
+        if problems:
+            raise InputError("bad options", problems)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompileOptions(TrainOptions):
+    """Everything that ``gdu-compile compile`` can be told."""
+
+    logits: str | None = option(None, "Output to take as logits.", metavar="NAME")
+    gain: float = option(DEFAULT_GAIN, "Gain γ of the recorder, a power of two: 2**-80.",
+                         metavar="2**-N")  # fmt: skip
+    batch_limit: int = option(2**20, "N: the largest batch that will ever be trained on.")
+    bucket_bytes: int = option(64 << 20, "Size of one trainable tensor at which a new one begins.")
+    allow_extra: bool = option(False, "Ignore oracle tensors that the model does not have.")
+    strict: bool = option(False, "A float weight that the oracle does not cover is an error.")
+    cover_all: bool = option(False, "Record what the oracle lacks at its present value.")
+    confirm: bool = option(True, "Train and verify; without: write the extended model only.")
+    dump_dir: Path | None = option(None, "Write the graph after each pass into this folder.",
+                                   metavar="DIR")  # fmt: skip
+    stop_after: str | None = option(None, "Stop after this pass and write what there is.",
+                                    metavar="PASS")  # fmt: skip
+    dry_run: bool = option(False, "Rewrite in memory, report, write nothing.")
+    why: str | None = option(None, "Explain what happens to this tensor.", metavar="NAME")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        problems = []
+        if self.batch_limit < 1:
+            problems.append(f"--batch-limit {self.batch_limit}: must be 1 or more")
+        if self.bucket_bytes < 1:
+            problems.append(f"--bucket-bytes {self.bucket_bytes}: must be 1 or more")
+        if problems:
+            raise InputError("bad options", problems)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions(DataOptions):
+    """How somebody's trained θ is checked (``gdu-compile verify``)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WriteOptions(Options):
+    """Where extract and apply write."""
+
+    output: Path | None = option(None, "Where to write.", metavar="FILE", short="-o")
+    force: bool = option(False, "Replace existing files.")

@@ -1,0 +1,157 @@
+"""Results as tables for people (rich); the same facts as the JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from gdu_compile.report import ForwardCheck, Report
+
+
+def new_table(*columns: str, title: str | None = None) -> Table:
+    """A plain table; columns that begin with > are right-aligned."""
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
+    for column in columns:
+        right = column.startswith(">")
+        table.add_column(column.lstrip(">"), justify="right" if right else "left", overflow="fold")
+    return table
+
+
+def number(value: float | None) -> str:
+    """A measured number, short."""
+    return "–" if value is None else f"{value:.4g}"
+
+
+def yes(flag: bool) -> str:
+    """A verdict in one word."""
+    return "[green]yes[/]" if flag else "[red]no[/]"
+
+
+def print_report(report: Report, console: Console) -> None:
+    """The table at the end of compile, train and verify."""
+    if report.weights:
+        console.print(weights_table(report))
+        console.print(checks_table(report))
+    if report.why is not None:
+        for line in report.why:
+            console.print(f"  {escape(line)}")
+    for skipped in report.skipped:
+        console.print(f"skipped  {escape(skipped['name'])}: {escape(skipped['reason'])}")
+    for warning in report.warnings:
+        console.print(f"[yellow]warning[/]  {escape(warning)}")
+    for kind, path in report.files.items():
+        if path is not None and not (report.command != "compile" and kind == "extended"):
+            console.print(f"{kind:<9}{escape(path)}")
+    console.print(verdict(report))
+
+
+def weights_table(report: Report) -> Table:
+    """One row a weight."""
+    table = new_table("weight", ">elements", "dtype", "bit-equal", ">max ULP",
+                      ">digit error", ">head-room")  # fmt: skip
+    for row in report.weights:
+        room = "–" if row.headroom_bits is None else f"{row.headroom_bits:.1f} bits"
+        where = "" if row.bit_equal or row.worst is None else f" at {row.worst}"
+        table.add_row(
+            escape(row.name), str(row.elements), row.dtype, yes(row.bit_equal), str(row.max_ulp),
+            number(row.digit_error) + escape(where), room,
+        )  # fmt: skip
+    return table
+
+
+def checks_table(report: Report) -> Table:
+    """The other checks."""
+    table = new_table("check", "result", "measured")
+    for check in (report.forward, report.forward_unoptimized):
+        if check is not None:
+            table.add_row(forward_label(check), yes(check.bit_equal),
+                          f"max |difference| {number(check.max_abs_diff)}, "
+                          f"{check.samples} samples")  # fmt: skip
+    if report.torch is not None:
+        table.add_row("torch agrees with onnxruntime", yes(report.torch.agrees),
+                      f"relative {number(report.torch.max_relative_diff)}, "
+                      f"tolerance {number(report.torch.tolerance)}")  # fmt: skip
+    if report.steps is not None:
+        table.add_row("armed", yes(report.armed_at_step is not None),
+                      f"at step {report.armed_at_step} of {report.steps}")  # fmt: skip
+        gradient = report.gradient_after_arming
+        table.add_row("gradient 0 after arming", "–" if gradient is None else yes(gradient == 0),
+                      number(gradient))  # fmt: skip
+    for control in report.negative_controls:
+        table.add_row(f"control fails: {control.name}", yes(not control.reproduced), "")
+    if report.accuracy is not None:
+        shares = ", ".join(f"{who} {share:.2%}" for who, share in report.accuracy.items())
+        table.add_row("accuracy on the data", "", shares)
+    return table
+
+
+def forward_label(check: ForwardCheck) -> str:
+    """What the forward check compared."""
+    return f"outputs bit-equal, onnxruntime, optimisations: {check.optimization}"
+
+
+def verdict(report: Report) -> str:
+    """The last line."""
+    if report.reproduced is None:
+        return "[bold]not confirmed[/] (nothing was trained)"
+    how = settings(report)
+    if report.reproduced:
+        return f"[bold green]reproduced[/] {how}"
+    return f"[bold red]not reproduced[/] {how}"
+
+
+def settings(report: Report) -> str:
+    """How it was trained, in one phrase."""
+    data = report.data or {}
+    kind = "synthetic " if data.get("kind") == "synthetic" else ""
+    what = f"on {data.get('samples')} {kind}samples"
+    if report.optimizer is None:
+        return f"({what})"
+    return escape(f"by {report.optimizer}, lr {report.learning_rate}, batches of "
+                  f"{report.batch_size}, {what}, {report.device}")  # fmt: skip
+
+
+def print_plan(report: Report, console: Console) -> None:
+    """The passes, for --dry-run and -v."""
+    table = new_table("pass", ">ms", "what it did")
+    for row in report.passes:
+        did = ", ".join(f"{count} {what}" for what, count in row.counts.items())
+        table.add_row(row.name, f"{row.seconds * 1e3:.1f}", did)
+    console.print(table)
+    size = report.bytes
+    console.print(f"bytes    base {size['base']}, extended {size['extended']}")
+
+
+def print_inspection(facts: dict[str, Any], console: Console) -> None:
+    """The tables of ``inspect``."""
+    console.print(f"{escape(facts['model'])}: opset {facts['opset']}, {facts['bytes']} bytes")
+    for kind in ("inputs", "outputs"):
+        for value in facts[kind]:
+            line = f"{kind[:-1]:<8}{value['name']} {value['dtype']} {value['shape']}"
+            console.print(escape(line))
+    operators = ", ".join(f"{count} {name}" for name, count in facts["operators"].items())
+    console.print(f"nodes   {operators}")
+    table = new_table("initializer", "dtype", "shape", ">elements", ">uses")
+    for row in facts["weights"]:
+        table.add_row(escape(row["name"]), row["dtype"], escape(str(row["shape"])),
+                      str(row["elements"]), str(row["uses"]))  # fmt: skip
+    console.print(table)
+    console.print(escape(f"logits  {facts['logits']['name']}: {facts['logits']['why']}"))
+    extension = facts["extension"]
+    if extension is None:
+        found = f"[yellow]{len(facts['switches'])} switches on constants[/]: an extension without "\
+                "metadata?" if facts["switches"] else "none"  # fmt: skip
+        console.print(f"extension  {found}")
+        return
+    state = "armed (trained)" if extension["armed"] else "not armed (untrained)"
+    console.print(
+        f"extension  {extension['method']}, {extension['digits']}, gain {extension['gain']:.4g}, "
+        f"by gdu-compile {extension['version']}; {state}"
+    )
+    for bucket in extension["buckets"]:
+        console.print(escape(f"θ  {bucket['theta']} {bucket['shape']}: "
+                             f"{', '.join(bucket['weights'])}"))  # fmt: skip

@@ -1,0 +1,221 @@
+"""Training an extended model with torch: ordinary autograd, ordinary optimizer, θ only."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import torch
+
+from gdu_compile.contracts import Extension
+from gdu_compile.data import Dataset, fixed_batch
+from gdu_compile.digits import Float32
+from gdu_compile.errors import InputError, UnsupportedError
+from gdu_compile.optimizers import OptimizerSpec
+from gdu_compile.torch_backend import GraphModule, lower_to_torch
+
+logger = logging.getLogger(__name__)
+Progress = Callable[[int, int], None]
+Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a training run has left.
+
+    Attributes:
+        theta: bucket name → float32 [rows + 1, digits].
+        steps: optimizer steps made.
+        armed_at_step: after which step the network was armed, from 1; None if never.
+        gradient_after_arming: max |∂L/∂θ| over all backward passes of the armed
+            network; None when there was none.
+        losses: the loss before each step.
+        batch_size: samples a step.
+        seconds: wall time.
+        warnings: what a reader should know.
+    """
+
+    theta: dict[str, Float32]
+    steps: int
+    armed_at_step: int | None
+    gradient_after_arming: float | None
+    losses: list[float]
+    batch_size: int
+    seconds: float
+    warnings: list[str]
+
+
+def check_device(device: str) -> None:
+    """Raise InputError when torch has no such device."""
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--device {device}: torch cannot use it ({reason})") from error
+
+
+def batch_size_for(model: ir.Model, data: Dataset, wanted: int, limit: int) -> int:
+    """The number of samples a step.
+
+    Args:
+        model: the extended model (its batch may be fixed).
+        data: the samples.
+        wanted: as asked for; 0 is the full batch.
+        limit: N of Lemma 1.
+
+    Raises:
+        InputError: the model's batch is fixed to another size, or N is exceeded.
+    """
+    size = min(wanted or len(data), len(data))
+    fixed = fixed_batch(model.graph.inputs)
+    if fixed is not None and wanted not in (0, fixed) and size != fixed:
+        raise InputError(f"--batch-size {wanted}: the model's batch is fixed to {fixed}")
+    size = fixed or size
+    if size > limit:
+        raise InputError(
+            f"a batch of {size} is larger than N = {limit} that the model was compiled for "
+            "(THEORY Lemma 1); use a smaller --batch-size or compile with a larger --batch-limit"
+        )
+    return size
+
+
+def batches(samples: int, size: int, seed: int) -> Iterator[Indices]:
+    """Endless batches: a seeded permutation each epoch; the last short batch of an epoch is kept
+    only where it is the only one."""
+    rng = np.random.default_rng(seed)
+    while True:
+        order = rng.permutation(samples)
+        for start in range(0, samples - size + 1, size):
+            yield order[start : start + size]
+
+
+def train(
+    extended: ir.Model,
+    data: Dataset,
+    *,
+    optimizer: OptimizerSpec,
+    lr: float,
+    steps: int,
+    batch_size: int,
+    device: str = "cpu",
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Training:
+    """Train θ by gradient descent on the mean cross-entropy.
+
+    The gradient is that of ``loss.backward()``; nothing else touches θ.  After the
+    last step one more backward pass, without a step, measures the gradient of the
+    armed network when no step has.
+
+    Args:
+        extended: the extended model; it is left as it is.
+        data: samples and labels.
+        optimizer: an optimizer of torch.optim.
+        lr: the learning rate.
+        steps: optimizer steps, 1 or more.
+        batch_size: samples a step; see ``batch_size_for``.
+        device: a torch device.
+        seed: of the order of samples.
+        progress: called with (steps done, steps).
+
+    Raises:
+        UnsupportedError: an operator is missing before anything was recorded.
+    """
+    begin = time.perf_counter()
+    facts = Extension.from_metadata(extended.metadata_props)
+    run = Run(lower_to_torch(extended).to(device), facts, data, device)
+    chosen = optimizer.build(run.module.parameters(), lr)
+    order = batches(len(data), batch_size, seed)
+    armed_at: int | None = None
+    warnings: list[str] = []
+    done = 0
+    for indices in order:
+        was_armed = run.armed()
+        try:
+            run.backward(indices, was_armed)
+        except UnsupportedError as error:
+            if not was_armed:
+                raise
+            warnings.append(f"training ended after step {done}: {error.message}")
+            break
+        if done == steps:
+            break  # this pass was the measurement after the last step
+        chosen.step()
+        done += 1
+        if armed_at is None and run.armed():
+            armed_at = done
+        if progress is not None:
+            progress(done, steps)
+        if done == steps and (not run.armed() or run.gradient is not None):
+            break
+    if armed_at is None:
+        warnings.append(run.unarmed_reason(lr))
+    return Training(
+        theta=run.theta(), steps=done, armed_at_step=armed_at,
+        gradient_after_arming=run.gradient, losses=run.losses[:steps], batch_size=batch_size,
+        seconds=time.perf_counter() - begin, warnings=warnings,
+    )  # fmt: skip
+
+
+class Run:
+    """One training run: the module, its θ, and what was measured on the way."""
+
+    def __init__(self, module: GraphModule, facts: Extension, data: Dataset, device: str) -> None:
+        self.module = module
+        self.facts = facts
+        self.data = data
+        self.device = device
+        self.losses: list[float] = []
+        self.gradient: float | None = None
+        self.first_gradient: float | None = None
+
+    def armed(self) -> bool:
+        """All calibrators ≠ 0."""
+        return all(bool((theta[0] != 0).all()) for theta in self.module.parameters())
+
+    def backward(self, indices: Indices, armed: bool) -> None:
+        """Forward, loss, backward on one batch; measures the gradient of an armed network."""
+        self.module.zero_grad(set_to_none=True)
+        inputs = {
+            name: torch.from_numpy(array[indices]).to(self.device)
+            for name, array in self.data.inputs.items()
+        }
+        labels = torch.from_numpy(self.data.labels[indices]).to(self.device)
+        logits = self.module.run(inputs)[self.facts.logits.name]
+        loss = torch.nn.functional.cross_entropy(logits, labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.losses.append(loss.item())
+        largest = max(largest_gradient(theta) for theta in self.module.parameters())
+        if armed:
+            self.gradient = max(largest, self.gradient or 0.0)
+        elif self.first_gradient is None:
+            self.first_gradient = largest
+
+    def theta(self) -> dict[str, Float32]:
+        """θ as numpy arrays."""
+        return {
+            name: theta.detach().cpu().numpy().copy()
+            for name, theta in self.module.named_parameters()
+        }
+
+    def unarmed_reason(self, lr: float) -> str:
+        """Why nothing was recorded."""
+        if lr == 0:
+            return "nothing was recorded: the learning rate is 0"
+        if self.first_gradient == 0:
+            return "nothing was recorded: the loss has gradient 0 at the start (THEORY §7)"
+        return "nothing was recorded: a calibrator is still 0 (lr·|κ| too small? THEORY Lemma 4)"
+
+
+def largest_gradient(theta: torch.nn.Parameter) -> float:
+    """max |∂L/∂θ|; infinite when θ got no gradient at all or NaN, which must not pass as 0."""
+    if theta.grad is None:
+        return math.inf
+    largest = float(theta.grad.abs().max())
+    return math.inf if math.isnan(largest) else largest

@@ -1,0 +1,196 @@
+"""Confirmation: has training reproduced the oracle, bit for bit?
+
+The weights are decoded by onnxruntime from the trained file; the outputs of the
+trained file are compared with those of the base that holds w*, at the same
+optimisation level, with all optimisations and with none.  The same check runs
+on controls that must fail it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from gdu_compile import runtime, specialize
+from gdu_compile.contracts import Extension, Slot
+from gdu_compile.data import Dataset, fixed_batch
+from gdu_compile.digits import Array, Float32, ulp_distance
+from gdu_compile.report import Control, ForwardCheck, TorchCheck, WeightRow, weight_row
+
+TORCH_TOLERANCE = 1e-5
+"""On max |torch − onnxruntime| / max |onnxruntime| of the logits: the two sum in different
+orders; 2⁻²⁴ a rounding times a few hundred of them."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the check of one trained model has measured."""
+
+    weights: list[WeightRow]
+    forward: ForwardCheck
+    forward_unoptimized: ForwardCheck
+    outputs: dict[str, Array]
+
+    @property
+    def reproduced(self) -> bool:
+        """Every bit of every weight, and of every output at both levels."""
+        return (
+            all(row.bit_equal for row in self.weights)
+            and self.forward.bit_equal
+            and self.forward_unoptimized.bit_equal
+        )
+
+
+class Verifier:
+    """Checks trained models against one base with w*.
+
+    Args:
+        extended: the extended model; its signals are w*.
+        base: path of the base that holds w*.
+        data: inputs for the comparison of outputs.
+    """
+
+    def __init__(self, extended: ir.Model, base: Path, data: Dataset) -> None:
+        self.extended = extended
+        self.facts = Extension.from_metadata(extended.metadata_props)
+        self.data = data
+        self.batch = fixed_batch(extended.graph.inputs)
+        self.oracle = specialize.oracle_in(extended)
+        self.outputs = [str(value.name) for value in extended.graph.outputs]
+        self.expected = {
+            level: runtime.run(base, data.inputs, self.outputs, level=level, batch=self.batch)
+            for level in runtime.LEVELS
+        }
+
+    def check(self, theta: Mapping[str, Array]) -> Verdict:
+        """Measure one trained θ."""
+        trained = specialize.filled(self.extended, theta)
+        decoded = specialize.decoded_weights(trained)
+        rows = [self.weight_row(bucket.theta, slot, theta, decoded[slot.weight])
+                for bucket, slot in self.facts.slots()]  # fmt: skip
+        with runtime.on_disk(trained) as path:
+            got = {
+                level: runtime.run(
+                    path, self.data.inputs, self.outputs, level=level, batch=self.batch
+                )
+                for level in runtime.LEVELS
+            }
+        return Verdict(
+            rows,
+            self.forward(got["all"], "all"),
+            self.forward(got["none"], "none"),
+            got["all"],
+        )
+
+    def weight_row(
+        self, name: str, slot: Slot, theta: Mapping[str, Array], decoded: Array
+    ) -> WeightRow:
+        """Bits, ULPs and digit error of one weight."""
+        oracle = self.oracle[slot.weight]
+        digits = specialize.signal_digits(self.extended, slot.signal)
+        bucket = np.asarray(theta[name], dtype=np.float32)
+        rows = slice(1 + slot.offset, 1 + slot.offset + slot.elements)
+        ratio = self.facts.code.ratio(np.concatenate([bucket[:1], bucket[rows]]), self.facts.gain)
+        error = self.facts.code.digit_error(ratio, digits)
+        return weight_row(
+            slot.weight, slot.elements, slot.dtype, same_bits(decoded, oracle),
+            ulp_distance(float32(decoded), float32(oracle)), error,
+            worst_index(ratio, self.facts.code.signal(digits), slot.shape),
+        )  # fmt: skip
+
+    def forward(self, got: dict[str, Array], level: str) -> ForwardCheck:
+        """All outputs against the expected ones."""
+        expected = self.expected[level]
+        return ForwardCheck(
+            bit_equal=all(same_bits(got[name], expected[name]) for name in self.outputs),
+            max_abs_diff=max(max_abs_diff(got[name], expected[name]) for name in self.outputs),
+            samples=len(self.data),
+            optimization=level,
+        )
+
+    def untrained(self) -> Control:
+        """The extension as it was before training must not pass."""
+        zeros = {
+            bucket.theta: np.zeros((bucket.rows + 1, self.facts.code.digits_per_element), "f4")
+            for bucket in self.facts.buckets
+        }
+        return Control("untrained", self.check(zeros).reproduced)
+
+    def accuracy(self, base: Path, verdict: Verdict) -> dict[str, float]:
+        """Share of right ArgMax on the data: the initial base, the base with w*, the trained."""
+        name = self.facts.logits.name
+        initial = runtime.run(base, self.data.inputs, [name], batch=self.batch)[name]
+        logits = {"base": initial, "oracle": self.expected["all"][name],
+                  "trained": verdict.outputs[name]}  # fmt: skip
+        return {
+            who: float(np.mean(np.argmax(z, axis=-1) == self.data.labels[: len(z)]))
+            for who, z in logits.items()
+        }
+
+
+def float32(array: Array) -> Float32:
+    """The array with its type stated."""
+    return np.asarray(array, dtype=np.float32)
+
+
+def same_bits(a: Array, b: Array) -> bool:
+    """Same dtype, shape and bytes: −0 is not 0, and NaN equals a NaN with the same bits."""
+    if a.dtype != b.dtype or a.shape != b.shape or a.dtype.hasobject:
+        return False
+    return bool(np.array_equal(raw(a), raw(b)))
+
+
+def raw(array: Array) -> npt.NDArray[np.uint8]:
+    """The bytes of an array."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def max_abs_diff(a: Array, b: Array) -> float:
+    """max |a − b| in float64; equal infinities and equal NaNs differ by 0; shapes must agree."""
+    if a.shape != b.shape or not np.issubdtype(a.dtype, np.number):
+        return 0.0 if same_bits(a, b) else math.inf
+    if a.size == 0:
+        return 0.0
+    left, right = a.astype(np.float64), b.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        difference = np.abs(left - right)
+    alike = (left == right) | (np.isnan(left) & np.isnan(right))
+    return float(np.max(np.where(alike, 0.0, np.nan_to_num(difference, nan=math.inf))))
+
+
+def worst_index(ratio: Float32, signal: Float32, shape: tuple[int, ...]) -> list[int] | None:
+    """Index in the weight of the element with the largest digit error."""
+    if ratio.size == 0:
+        return None
+    error = np.nan_to_num(np.abs(ratio.astype(np.float64) - signal), nan=math.inf)
+    element = int(np.argmax(error)) // ratio.shape[1]
+    return [int(i) for i in np.unravel_index(element, shape)] if shape else []
+
+
+def torch_agrees(
+    trained: ir.Model, logits: str, data: Dataset, expected: Array, device: str
+) -> TorchCheck:
+    """Run the trained extension in torch and compare the logits with onnxruntime's."""
+    import torch
+
+    from gdu_compile.torch_backend import lower_to_torch
+
+    module = lower_to_torch(trained).to(device)
+    step = fixed_batch(trained.graph.inputs) or runtime.CHUNK
+    parts = []
+    with torch.no_grad():
+        for start in range(0, len(expected), step):
+            inputs = {n: torch.from_numpy(a[start : start + step].copy()).to(device)
+                      for n, a in data.inputs.items()}  # fmt: skip
+            parts.append(module.run(inputs)[logits].cpu().numpy())
+    got = np.concatenate(parts)
+    finite = np.isfinite(expected)
+    scale = float(np.max(np.abs(expected[finite]), initial=0.0)) or 1.0
+    difference = max_abs_diff(got, expected) / scale
+    return TorchCheck(difference <= TORCH_TOLERANCE, difference, TORCH_TOLERANCE)

@@ -1,0 +1,314 @@
+"""What is done with an extended file: train, verify, apply, extract; compile() shares it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+
+from gdu_compile import model_io, runtime, specialize
+from gdu_compile.contracts import Extension
+from gdu_compile.data import Dataset, load_data, synthetic_data
+from gdu_compile.digits import Array
+from gdu_compile.errors import UnsupportedError
+from gdu_compile.optimizers import OptimizerSpec
+from gdu_compile.options import DataOptions, TrainOptions, VerifyOptions, WriteOptions
+from gdu_compile.progress import training_progress
+from gdu_compile.report import Control, Report
+from gdu_compile.trained import TrainedLike, load_theta
+
+if TYPE_CHECKING:
+    from gdu_compile.training import Training
+
+PathType = str | PathLike[str]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that training needs, checked."""
+
+    data: Dataset
+    optimizer: OptimizerSpec
+    batch_size: int
+    options: TrainOptions
+
+
+def train(extended: PathType, **options: Any) -> Report:
+    """Train an extended file by gradient descent and confirm the result.
+
+    Args:
+        extended: an extended ONNX file.
+        options: see ``options.TrainOptions``; ``output`` None writes nothing.
+
+    Returns:
+        The report; the base for the comparison is rebuilt from the file itself.
+
+    Raises:
+        InputError: something given cannot be used.
+    """
+    chosen = TrainOptions.of(options)
+    if chosen.output is not None:
+        model_io.check_output(chosen.output, force=chosen.force)
+    model, report = open_extended("train", extended)
+    prepared = prepare_training(model, chosen, report)
+    training = run_training(model, prepared, report)
+    if chosen.output is not None:
+        model_io.save(specialize.filled(model, training.theta), chosen.output, force=chosen.force)
+        report.files["trained"] = str(chosen.output)
+    with bases(model) as (base, initial):
+        confirm(report, model, prepared.data, training.theta, base, initial, retrain=prepared)
+    return report
+
+
+def verify(extended: PathType, trained: TrainedLike, **options: Any) -> Report:
+    """Check somebody else's training run of an extended file, with nothing but the files.
+
+    Args:
+        extended: the extended ONNX file.
+        trained: θ: .safetensors, .npz, a trained .onnx, or a mapping name → array.
+        options: see ``options.VerifyOptions``.
+
+    Raises:
+        InputError: something given cannot be used.
+    """
+    chosen = VerifyOptions.of(options)
+    model, report = open_extended("verify", extended)
+    theta = load_theta(trained, Extension.from_metadata(model.metadata_props))
+    filled = specialize.filled(model, theta)
+    data = dataset(model, chosen)
+    describe_data(report, data, chosen)
+    report.files["trained"] = None if isinstance(trained, Mapping) else str(trained)
+    if not specialize.is_armed(filled):
+        report.warnings.append("the trained θ is not armed: a calibrator is 0")
+    with bases(model) as (base, initial):
+        confirm(report, model, data, theta, base, initial, retrain=None)
+    return report
+
+
+def apply(extended: PathType, trained: TrainedLike, **options: Any) -> ir.Model:
+    """Fill trained θ into an extended file: the trained ONNX model.
+
+    Args:
+        extended: the extended ONNX file.
+        trained: θ, as for ``verify``.
+        options: see ``options.WriteOptions``; ``output`` None writes nothing.
+
+    Raises:
+        InputError: something given cannot be used.
+    """
+    chosen = WriteOptions.of(options)
+    model, _ = open_extended("apply", extended)
+    theta = load_theta(trained, Extension.from_metadata(model.metadata_props))
+    filled = specialize.filled(model, theta)
+    if chosen.output is not None:
+        model_io.save(filled, chosen.output, force=chosen.force)
+    return filled
+
+
+def extract(trained: PathType, **options: Any) -> ir.Model:
+    """Fold the extension away: the plain base network with the reproduced weights.
+
+    Args:
+        trained: a trained ONNX file.
+        options: see ``options.WriteOptions``; ``output`` None writes nothing.
+
+    Raises:
+        InputError: not an extended model, or never trained.
+    """
+    chosen = WriteOptions.of(options)
+    model, _ = open_extended("extract", trained)
+    plain = specialize.extract(model)
+    if chosen.output is not None:
+        model_io.save(plain, chosen.output, force=chosen.force)
+    return plain
+
+
+def to_torch(extended: PathType | ir.Model) -> Any:
+    """The extended model as one torch.nn.Module: parameters are θ, the rest are buffers.
+
+    Args:
+        extended: an extended ONNX file or model.
+
+    Returns:
+        A module; ``forward`` takes the model's inputs in order.
+
+    Example:
+        >>> import gdu_compile, torch
+        >>> compiled = gdu_compile.compile(
+        ...     "models/digits_linear.onnx", "models/digits_linear.oracle.npz", confirm=False
+        ... )
+        >>> module = gdu_compile.to_torch(compiled.extended)
+        >>> [(name, list(theta.shape)) for name, theta in module.named_parameters()]
+        [('gdu_theta_0', [651, 2])]
+        >>> module(torch.zeros(5, 1, 8, 8)).shape
+        torch.Size([5, 10])
+    """
+    from gdu_compile.torch_backend import lower_to_torch
+
+    model = extended if isinstance(extended, ir.Model) else model_io.load(extended)
+    return lower_to_torch(model)
+
+
+def open_extended(command: str, path: PathType) -> tuple[ir.Model, Report]:
+    """Load an extended file and begin its report."""
+    model = model_io.load(path)
+    Extension.from_metadata(model.metadata_props, str(path))
+    report = Report(command, str(path))
+    describe(report, model)
+    report.files["extended"] = str(path)
+    report.bytes["extended"] = model_io.file_bytes(Path(path))
+    return model, report
+
+
+def describe(report: Report, extended: ir.Model) -> None:
+    """The permanent facts of the extension into the report."""
+    facts = Extension.from_metadata(extended.metadata_props)
+    report.method, report.digits, report.gain = facts.method, facts.code.name, facts.gain
+    site = facts.logits
+    report.logits = {"name": site.name, "axis": site.axis, "kind": site.kind, "why": site.why}
+    report.skipped = [asdict(skipped) for skipped in facts.skipped]
+
+
+def dataset(extended: ir.Model, options: DataOptions) -> Dataset:
+    """The data asked for: a file, or synthetic."""
+    site = Extension.from_metadata(extended.metadata_props).logits
+    if options.data is None:
+        return synthetic_data(extended.graph.inputs, site, options.seed)
+    return load_data(options.data, extended.graph.inputs, site)
+
+
+def describe_data(report: Report, data: Dataset, options: DataOptions) -> None:
+    """The data into the report."""
+    report.data = {"kind": data.kind, "path": data.path, "samples": len(data)}
+    report.seed, report.device = options.seed, options.device
+    report.warnings += data.notes
+
+
+def prepare_training(extended: ir.Model, options: TrainOptions, report: Report) -> Prepared:
+    """Check data, device, optimizer and batch size; warn where theory does not promise success.
+
+    Raises:
+        InputError: one of them cannot be used.
+    """
+    facts = Extension.from_metadata(extended.metadata_props)
+    data = dataset(extended, options)
+    optimizer = OptimizerSpec.parse(options.optimizer)
+    from gdu_compile import training
+
+    training.check_device(options.device)
+    optimizer.check(options.lr)
+    size = training.batch_size_for(extended, data, options.batch_size, facts.batch_limit)
+    describe_data(report, data, options)
+    report.optimizer, report.learning_rate = str(optimizer), options.lr
+    report.loss, report.batch_size = "cross_entropy", size
+    report.warnings += optimizer.warnings_for(
+        facts.code, lr=options.lr, steps=options.steps, gain=facts.gain
+    )
+    return Prepared(data, optimizer, size, options)
+
+
+def run_training(
+    extended: ir.Model, prepared: Prepared, report: Report | None, *, lr: float | None = None
+) -> Training:
+    """Train; what was measured goes into the report.  ``lr`` overrides the options' rate."""
+    from gdu_compile import training
+
+    options = prepared.options
+    with training_progress(options.steps, quiet=report is None) as progress:
+        result = training.train(
+            extended, prepared.data, optimizer=prepared.optimizer,
+            lr=options.lr if lr is None else lr, steps=options.steps,
+            batch_size=prepared.batch_size, device=options.device, seed=options.seed,
+            progress=progress,
+        )  # fmt: skip
+    if report is not None:
+        report.steps, report.armed_at_step = result.steps, result.armed_at_step
+        report.gradient_after_arming = result.gradient_after_arming
+        report.seconds["train"] = result.seconds
+        report.warnings += result.warnings
+    return result
+
+
+def confirm(
+    report: Report,
+    extended: ir.Model,
+    data: Dataset,
+    theta: Mapping[str, Array],
+    base: Path,
+    initial: Path,
+    *,
+    retrain: Prepared | None,
+) -> None:
+    """Run the verdict and its negative controls; fill the report.
+
+    Args:
+        report: to be filled.
+        extended: the extended model.
+        data: inputs (and labels, for the accuracy).
+        theta: the trained θ.
+        base: path of the base that holds w*.
+        initial: path of the base as it was.
+        retrain: to run the control with learning rate 0; None when nothing was trained here.
+    """
+    from gdu_compile.verification import Verifier, torch_agrees
+
+    begin = time.perf_counter()
+    verifier = Verifier(extended, base, data)
+    verdict = verifier.check(theta)
+    report.weights = verdict.weights
+    report.forward, report.forward_unoptimized = verdict.forward, verdict.forward_unoptimized
+    report.negative_controls = [verifier.untrained()]
+    if retrain is not None:
+        still = run_training(extended, retrain, None, lr=0.0).theta
+        report.negative_controls.append(
+            Control("learning rate 0", verifier.check(still).reproduced)
+        )
+    if data.kind == "file":
+        report.accuracy = verifier.accuracy(initial, verdict)
+    logits = Extension.from_metadata(extended.metadata_props).logits.name
+    try:
+        report.torch = torch_agrees(
+            specialize.filled(extended, theta), logits, data, verdict.outputs[logits],
+            report.device or "cpu",
+        )  # fmt: skip
+        if not report.torch.agrees:
+            report.warnings.append(
+                f"torch's logits differ from onnxruntime's by {report.torch.max_relative_diff:.1e} "
+                f"of the largest (tolerance {report.torch.tolerance:.0e})"
+            )
+    except UnsupportedError as error:
+        report.warnings.append(f"not compared with torch: {error.message}")
+    report.reproduced = (
+        verdict.reproduced
+        and report.gradient_after_arming in (None, 0.0)
+        and not any(control.reproduced for control in report.negative_controls)
+    )
+    report.seconds["verify"] = time.perf_counter() - begin
+
+
+@contextmanager
+def bases(extended: ir.Model) -> Iterator[tuple[Path, Path]]:
+    """The base with w*, and with its initial weights, as files, rebuilt from an extended model."""
+    facts = Extension.from_metadata(extended.metadata_props)
+    initial: dict[str, Array] = {}
+    for name, kept in facts.initial.items():
+        value = extended.graph.initializers[kept].const_value
+        assert value is not None
+        initial[name] = value.numpy()
+    oracle = specialize.oracle_in(extended)
+    with (
+        runtime.on_disk(specialize.without_extension(extended, oracle)) as with_oracle,
+        runtime.on_disk(specialize.without_extension(extended, initial)) as as_it_was,
+    ):
+        yield with_oracle, as_it_was
+
+
+def trained_name(extended: Path) -> Path:
+    """NAME.gdu.onnx → NAME.gdu.trained.onnx."""
+    return extended.with_name(extended.name.removesuffix(".onnx") + ".trained.onnx")
