@@ -118,7 +118,7 @@ class Source:
     def fresh(self) -> ir.Model:
         """A copy that may be changed; tensors are shared or memory-mapped."""
         if isinstance(self._model, ir.Model):
-            return self._model.clone()
+            return with_own_tensors(self._model.clone())
         return model_io.load(self._model)
 
     def raised(self) -> ir.Model:
@@ -145,6 +145,26 @@ class Source:
                 f"output {', '.join(different)}; export it with opset {model_io.OPSET} or above"
             )
         return model
+
+
+def with_own_tensors(model: ir.Model) -> ir.Model:
+    """Tensors of their own names: onnx_ir renames a tensor with its value, and a clone shares its
+    tensors with the caller's model.  The contents stay shared."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                value.const_value = alias(value.const_value)
+        for node in graph:
+            for name, attribute in node.attributes.items():
+                if attribute.type == ir.AttributeType.TENSOR:
+                    node.attributes[name] = ir.AttrTensor(name, alias(attribute.as_tensor()))
+    return model
+
+
+def alias(tensor: ir.TensorProtocol) -> ir.LazyTensor:
+    """The same contents under a name of its own."""
+    shape = ir.Shape(tensor.shape.numpy())
+    return ir.LazyTensor(lambda: tensor, dtype=tensor.dtype, shape=shape, name=tensor.name)
 
 
 def synthetic_inputs(model: ir.Model) -> dict[str, Any]:

@@ -251,6 +251,12 @@ def check_graph(model: ir.Model) -> None:
     Raises:
         ContractError: with all violations.
     """
+    if problems := graph_problems(model):
+        raise ContractError("the graph is broken (please report this)", problems)
+
+
+def graph_problems(model: ir.Model) -> list[str]:
+    """All names that are not unique, and all uses before the value is made."""
     problems: list[str] = []
     seen: dict[str, ir.Value] = {}
     defined: set[ir.Value] = set()
@@ -278,5 +284,4 @@ def check_graph(model: ir.Model) -> None:
                 problems.append(f"output {output.name!r} of {graph.name!r} is never made")
 
     visit(model.graph)
-    if problems:
-        raise ContractError("the graph is broken (please report this)", problems)
+    return problems

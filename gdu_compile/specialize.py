@@ -28,6 +28,14 @@ def filled(extended: ir.Model, theta: Mapping[str, Array]) -> ir.Model:
     return model
 
 
+def untrained_theta(facts: Extension) -> dict[str, Array]:
+    """θ as compile() writes it: zeros."""
+    return {
+        bucket.theta: np.zeros((bucket.rows + 1, facts.code.digits_per_element), dtype=np.float32)
+        for bucket in facts.buckets
+    }
+
+
 def without_extension(extended: ir.Model, weights: Mapping[str, Array]) -> ir.Model:
     """The base network, with the given weights in the recorded places."""
     model = extended.clone()

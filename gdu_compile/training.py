@@ -32,7 +32,8 @@ class Training:
     Attributes:
         theta: bucket name → float32 [rows + 1, digits].
         steps: optimizer steps made.
-        armed_at_step: after which step the network was armed, from 1; None if never.
+        armed_at_step: after which step the network was armed, from 1; 0 if it was
+            before the first; None if never.
         gradient_after_arming: max |∂L/∂θ| over all backward passes of the armed
             network; None when there was none.
         losses: the loss before each step.
@@ -132,7 +133,7 @@ def train(
     run = Run(lower_to_torch(extended).to(device), facts, data, device)
     chosen = optimizer.build(run.module.parameters(), lr)
     order = batches(len(data), batch_size, seed)
-    armed_at: int | None = None
+    armed_at = 0 if run.armed() else None
     warnings: list[str] = []
     done = 0
     for indices in order:

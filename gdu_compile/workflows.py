@@ -16,9 +16,10 @@ from gdu_compile import model_io, runtime, specialize
 from gdu_compile.contracts import Extension
 from gdu_compile.data import Dataset, load_data, synthetic_data
 from gdu_compile.digits import Array
-from gdu_compile.errors import UnsupportedError
+from gdu_compile.errors import ContractError, InputError, UnsupportedError
 from gdu_compile.optimizers import OptimizerSpec
 from gdu_compile.options import DataOptions, TrainOptions, VerifyOptions, WriteOptions
+from gdu_compile.passes.check import CheckExtensionPass
 from gdu_compile.progress import training_progress
 from gdu_compile.report import Control, Report
 from gdu_compile.trained import TrainedLike, load_theta
@@ -159,6 +160,10 @@ def open_extended(command: str, path: PathType) -> tuple[ir.Model, Report]:
     """Load an extended file and begin its report."""
     model = model_io.load(path)
     Extension.from_metadata(model.metadata_props, str(path))
+    try:
+        CheckExtensionPass()(model)
+    except ContractError as error:
+        raise InputError(f"{path}: {error.message}; was it changed?", error.problems) from error
     report = Report(command, str(path))
     describe(report, model)
     report.files["extended"] = str(path)
@@ -265,7 +270,8 @@ def confirm(
     report.forward, report.forward_unoptimized = verdict.forward, verdict.forward_unoptimized
     report.negative_controls = [verifier.untrained()]
     if retrain is not None:
-        still = run_training(extended, retrain, None, lr=0.0).theta
+        fresh = specialize.filled(extended, specialize.untrained_theta(verifier.facts))
+        still = run_training(fresh, retrain, None, lr=0.0).theta
         report.negative_controls.append(
             Control("learning rate 0", verifier.check(still).reproduced)
         )

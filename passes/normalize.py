@@ -16,7 +16,7 @@ import onnx_ir as ir
 from gdu_compile.passes._base import GduPass
 from onnx_ir.passes import common
 
-from gdu_compile.contracts import PREFIX, State
+from gdu_compile.contracts import PREFIX, State, graph_problems
 from gdu_compile.errors import InputError, UnsupportedError
 
 RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike",
@@ -38,6 +38,10 @@ class NormalizePass(GduPass):
         functions = len(model.functions)
         if functions:
             common.InlinePass()(model)
+        if graph_problems(model):
+            # Legal in ONNX: two branches that use the same names. Taken by onnxruntime: any order.
+            common.NameFixPass()(model)
+            common.TopologicalSortPass()(model)
         common.LiftSubgraphInitializersToMainGraphPass()(model)
         constants = {
             str(node.outputs[0].name): str(node.name)

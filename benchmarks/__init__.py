@@ -1,0 +1,1 @@
+"""Benchmarks of gdu-compile: ratios measured in one run, never asserted on."""
