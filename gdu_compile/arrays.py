@@ -7,9 +7,11 @@ Headers are read at once, contents on demand.  Uncompressed .npz members and
 from __future__ import annotations
 
 import ast
+import math
 import mmap
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -19,9 +21,12 @@ import numpy as np
 
 from gdu_compile.digits import Array
 from gdu_compile.errors import InputError
+from gdu_compile.files import check_input
 
 # Deflate cannot expand more than this; a larger claim in the directory is a lie.
 DEFLATE_LIMIT = 1032
+# numpy's own limit on the header of a .npy file: a longer text can exhaust Python's parser.
+HEADER_LIMIT = 10_000
 
 
 @dataclass(frozen=True)
@@ -45,11 +50,21 @@ Headers = dict[str, ArrayHeader]
 
 
 def from_mapping(arrays: Mapping[str, object]) -> Headers:
-    """Headers of arrays that are in memory (numpy, or anything numpy.asarray takes)."""
-    headers = {}
+    """Headers of arrays that are in memory (numpy, or anything numpy.asarray takes).
+
+    Raises:
+        InputError: numpy makes no array of a value.
+    """
+    headers, problems = {}, []
     for name, value in arrays.items():
-        array = np.asarray(value)
+        try:
+            array = np.asarray(value)
+        except Exception as error:  # whatever the object's own __array__ raises
+            problems.append(f"{name!r}: numpy makes no array of it ({reason_of(error)})")
+            continue
         headers[name] = ArrayHeader(name, array.shape, array.dtype, partial(np.asarray, array))
+    if problems:
+        raise InputError("the given tensors cannot be used", problems)
     return headers
 
 
@@ -59,78 +74,133 @@ def read_arrays(path: Path) -> Headers:
     Raises:
         InputError: not there, not readable, not of the format, or an array needs pickle.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
+    check_input(path)
+    if path.suffix not in READERS:
+        raise InputError(f"{path}: unknown kind of file; {' and '.join(READERS)} are read, as "
+                         "numpy.savez and safetensors write them")  # fmt: skip
     try:
-        if path.suffix == ".safetensors":
-            return safetensors_headers(path)
-        return npz_headers(path)
-    except InputError:
-        raise
+        headers, problems = READERS[path.suffix](path)
     except Exception as error:
         # zipfile, numpy and safetensors raise a dozen types on damaged input.
-        raise InputError(f"{path}: cannot be read as {path.suffix or 'a file of arrays'} "
-                         f"({type(error).__name__}: {error})") from error  # fmt: skip
+        raise InputError(f"{path}: not a {path.suffix} file, or cut short ({reason_of(error)}); "
+                         "save or download it again") from error  # fmt: skip
+    if problems:
+        raise InputError(f"{path}: cannot be used; save it again", problems)
+    return headers
 
 
-def npz_headers(path: Path) -> Headers:
-    """The headers of an .npz file."""
-    if path.suffix != ".npz":
-        raise InputError(f"{path}: unknown kind of file; .npz and .safetensors are read")
-    if not zipfile.is_zipfile(path):
-        raise InputError(f"{path}: not an .npz file (not a zip archive, or cut short)")
-    headers, problems = {}, []
+def reason_of(error: Exception) -> str:
+    """The text of an error that is not ours, on one line, shortened."""
+    text = f"{type(error).__name__}: {error}".splitlines()[0]
+    return text if len(text) <= 200 else f"{text[:200]} …"
+
+
+def npz_headers(path: Path) -> tuple[Headers, list[str]]:
+    """The headers of an .npz file, and what is wrong with the others."""
+    headers: Headers = {}
+    problems: list[str] = []
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
             name = info.filename.removesuffix(".npy")
             try:
+                if name in headers:
+                    raise ValueError("is there twice")
                 headers[name] = npz_member(path, archive, info, name)
             except ValueError as error:
                 problems.append(f"{name!r}: {error}")
-    if problems:
-        raise InputError(f"{path}: cannot be used", problems)
-    return headers
+            except Exception as error:  # zipfile's and zlib's many
+                problems.append(f"{name!r}: cannot be read ({reason_of(error)})")
+    return headers, problems
 
 
 def npz_member(
     path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str
 ) -> ArrayHeader:
     """The header of one member; ValueError says what is wrong with it."""
-    if info.file_size > max(DEFLATE_LIMIT * info.compress_size, 1 << 16):
+    stored = info.compress_type == zipfile.ZIP_STORED
+    limit = info.compress_size if stored else max(DEFLATE_LIMIT * info.compress_size, 1 << 16)
+    if info.file_size > limit:
         raise ValueError("claims more bytes than its compressed size can hold")
     with archive.open(info) as stream:
-        shape, fortran, dtype = npy_header(stream.read(min(info.file_size, 1 << 16)))
-        length = int(np.prod(shape, dtype=object)) * dtype.itemsize
-        offset = npy_offset(info, archive)
-    if dtype.hasobject:
-        raise ValueError("holds Python objects, which need pickle; save plain arrays")
-    if offset + length > info.file_size:
-        raise ValueError(f"says shape {list(shape)}, but the file is shorter")
+        start = stream.read(12 + HEADER_LIMIT)
+    shape, fortran, dtype = npy_header(start)
+    offset = header_span(start)[1]
+    if offset + math.prod(shape) * dtype.itemsize > info.file_size:
+        raise ValueError(f"says {dtype} {short(shape)}, but the file is shorter")
+    member = NpyMember(path, info, offset, shape, fortran, dtype)
+    return ArrayHeader(name, shape, dtype.newbyteorder("="), member.load)
 
-    def load() -> Array:
-        if info.compress_type == zipfile.ZIP_STORED:
-            start = member_start(path, info) + offset
-            flat = np.frombuffer(mapped(path), dtype, length // dtype.itemsize, start)
-        else:
-            with zipfile.ZipFile(path) as archive, archive.open(info) as stream:
-                stream.read(offset)
-                flat = np.frombuffer(stream.read(length), dtype)
-        array: Array = flat.reshape(shape, order="F" if fortran else "C")
-        return array.astype(dtype.newbyteorder("="), copy=False)
 
-    return ArrayHeader(name, shape, dtype.newbyteorder("="), load)
+@dataclass(frozen=True)
+class NpyMember:
+    """Where the bytes of one array of an .npz file lie, and what they mean."""
+
+    path: Path
+    info: zipfile.ZipInfo
+    offset: int
+    shape: tuple[int, ...]
+    fortran: bool
+    dtype: np.dtype[np.generic]
+
+    def load(self) -> Array:
+        """The array.
+
+        Raises:
+            InputError: its bytes are not those that were saved.
+        """
+        try:
+            array: Array = np.frombuffer(
+                self.content(), self.dtype, math.prod(self.shape), self.offset
+            ).reshape(self.shape, order="F" if self.fortran else "C")
+        except Exception as error:  # zipfile's and zlib's many
+            raise InputError(
+                f"{self.path}: {self.info.filename!r} is damaged ({reason_of(error)}); "
+                "save or download it again"
+            ) from error
+        return array.astype(self.dtype.newbyteorder("="), copy=False)
+
+    def content(self) -> memoryview | bytes:
+        """The member's bytes, a view where possible; the checksum is compared in both cases."""
+        if self.info.compress_type != zipfile.ZIP_STORED:
+            with zipfile.ZipFile(self.path) as archive:
+                return archive.read(self.info)
+        start = member_start(self.path, self.info)
+        view = memoryview(mapped(self.path))[start : start + self.info.file_size]
+        if zlib.crc32(view) != self.info.CRC:
+            raise ValueError("bad checksum")
+        return view
 
 
 def npy_header(start: bytes) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
-    """(shape, fortran order, dtype) from the first bytes of a .npy file (NEP 1)."""
-    if start[:6] != b"\x93NUMPY":
+    """(shape, fortran order, dtype) from the first bytes of a .npy file (NEP 1).
+
+    Raises:
+        ValueError: no such header, or no plain array; says which.
+    """
+    if start[:6] != b"\x93NUMPY" or len(start) < 12:
         raise ValueError("is not a numpy array")
     begin, end = header_span(start)
-    fields = ast.literal_eval(start[begin:end].decode("latin1"))
-    shape, dtype = fields["shape"], np.dtype(fields["descr"])
-    if not all(isinstance(size, int) and size >= 0 for size in shape):
-        raise ValueError(f"has the impossible shape {shape}")
-    return tuple(shape), bool(fields["fortran_order"]), dtype
+    if end - begin > HEADER_LIMIT:
+        raise ValueError(f"has a header of {end - begin} bytes, more than numpy's {HEADER_LIMIT}")
+    try:
+        fields = ast.literal_eval(start[begin:end].decode("latin1"))
+        shape, fortran, kind = fields["shape"], fields["fortran_order"], fields["descr"]
+        dtype = np.dtype(kind)
+    except Exception as error:  # literal_eval alone raises six types
+        raise ValueError(f"has a damaged header ({reason_of(error)})") from error
+    if not isinstance(shape, tuple) or not all(type(size) is int and size >= 0 for size in shape):
+        raise ValueError(f"has the impossible shape {short(shape)}")
+    if dtype.hasobject:
+        raise ValueError("holds Python objects, which need pickle; save plain arrays")
+    if not isinstance(kind, str) or dtype.names is not None or dtype.itemsize == 0:
+        raise ValueError(f"holds {short(kind)}, which is no plain dtype; save plain arrays")
+    return shape, bool(fortran), dtype
+
+
+def short(value: object) -> str:
+    """A value from a file as text of bounded length; a shape as people write it."""
+    text = repr(list(value) if isinstance(value, tuple) else value)
+    return text if len(text) <= 80 else f"{text[:80]} …"
 
 
 def header_span(start: bytes) -> tuple[int, int]:
@@ -139,12 +209,6 @@ def header_span(start: bytes) -> tuple[int, int]:
     begin = 12 if wide else 10
     (length,) = struct.unpack("<I" if wide else "<H", start[8:begin])
     return begin, begin + length
-
-
-def npy_offset(info: zipfile.ZipInfo, archive: zipfile.ZipFile) -> int:
-    """Offset of the array's bytes inside the member."""
-    with archive.open(info) as stream:
-        return header_span(stream.read(12))[1]
 
 
 def member_start(path: Path, info: zipfile.ZipInfo) -> int:
@@ -161,22 +225,24 @@ def mapped(path: Path) -> mmap.mmap:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
-def safetensors_headers(path: Path) -> Headers:
-    """The headers of a .safetensors file; ml_dtypes gives numpy its bfloat16."""
+def safetensors_headers(path: Path) -> tuple[Headers, list[str]]:
+    """The headers of a .safetensors file, and what is wrong with the others."""
     from safetensors import safe_open
 
-    headers = {}
+    headers: Headers = {}
+    problems: list[str] = []
     with safe_open(str(path), framework="numpy") as file:
         for name in file.keys():  # noqa: SIM118  (safe_open is no mapping)
             view = file.get_slice(name)
             kind = view.get_dtype()
             if kind not in SAFETENSORS_DTYPES:
-                raise InputError(f"{path}: {name!r} is {kind}, which is not supported")
+                problems.append(f"{name!r} is {kind}, which is not supported; convert it")
+                continue
             headers[name] = ArrayHeader(
                 name, tuple(view.get_shape()), np.dtype(SAFETENSORS_DTYPES[kind]),
                 partial(safetensors_load, path, name),
             )  # fmt: skip
-    return headers
+    return headers, problems
 
 
 def safetensors_load(path: Path, name: str) -> Array:
@@ -193,3 +259,4 @@ SAFETENSORS_DTYPES = {
     "I16": "int16", "I8": "int8", "U64": "uint64", "U32": "uint32", "U16": "uint16",
     "U8": "uint8", "BOOL": "bool",
 }  # fmt: skip
+READERS = {".npz": npz_headers, ".safetensors": safetensors_headers}

@@ -60,19 +60,13 @@ def load_data(path: Path, inputs: Sequence[ir.Value], site: LogitsSite) -> Datas
                 + (" (or 'x')" if len(inputs) == 1 else "")
                 + f" for the model's input; it holds {', '.join(headers) or 'nothing'}"
             )
-            continue  # fmt: skip
+            continue
         chosen[name] = headers[key]
         problems += input_problems(value, headers[key])
-    problems += label_problems(headers, chosen)
+    problems += label_problems(headers, chosen, site.classes)
     if problems:
         raise InputError(f"cannot use the data {path}", problems)
     labels = headers["y"].load().astype(np.int64)
-    outside = np.flatnonzero((labels < 0) | (labels >= site.classes))
-    if outside.size:
-        raise InputError(f"cannot use the data {path}", [
-            f"{outside.size} of {len(labels)} labels are outside 0 … {site.classes - 1} "
-            f"(first: y[{outside[0]}] = {labels[outside[0]]})"
-        ])  # fmt: skip
     arrays = {name: cast(header, value_named(inputs, name)) for name, header in chosen.items()}
     unused = set(headers) - {"y"} - {header.name for header in chosen.values()}
     notes = (f"arrays of {path} that are not used: {', '.join(sorted(unused))}",) if unused else ()
@@ -112,29 +106,32 @@ def input_problems(value: ir.Value, header: ArrayHeader) -> list[str]:
     if not fits:
         problems.append(f"{header.name!r} has shape {list(header.shape)}, but input "
                         f"{value.name!r} takes {list_shape(value.shape)}")  # fmt: skip
-    elif isinstance(dims[0], int) and header.shape[0] < dims[0]:
+    elif dims and isinstance(dims[0], int) and header.shape[0] < dims[0]:
         problems.append(f"{header.name!r} has {header.shape[0]} samples, but the model's batch "
                         f"is fixed to {dims[0]}")  # fmt: skip
     return problems
 
 
-def label_problems(headers: Headers, inputs: dict[str, ArrayHeader]) -> list[str]:
+def label_problems(headers: Headers, inputs: dict[str, ArrayHeader], classes: int) -> list[str]:
     """What is wrong with ``y`` and the numbers of samples."""
     labels = headers.get("y")
     if labels is None:
-        return ["no array 'y' with the labels"]
-    problems = []
+        return ["no array 'y' with the labels: integers [n]"]
     if len(labels.shape) != 1 or not np.issubdtype(labels.dtype, np.integer):
-        problems.append(f"'y' is {labels.dtype} {list(labels.shape)}; labels are integers [n]")
-    elif labels.shape[0] == 0:
-        problems.append("'y' is empty")
-    else:
-        problems += [
-            f"{header.name!r} has {header.shape[0] if header.shape else 0} samples, "
-            f"but 'y' has {labels.shape[0]}"
-            for header in inputs.values()
-            if not header.shape or header.shape[0] != labels.shape[0]
-        ]
+        return [f"'y' is {labels.dtype} {list(labels.shape)}; labels are integers [n]"]
+    if labels.shape[0] == 0:
+        return ["'y' is empty; give one label or more"]
+    problems = [
+        f"{header.name!r} has {header.shape[0] if header.shape else 0} samples, "
+        f"but 'y' has {labels.shape[0]}"
+        for header in inputs.values()
+        if not header.shape or header.shape[0] != labels.shape[0]
+    ]
+    y = labels.load()
+    outside = np.flatnonzero((y < 0) | (y >= classes))
+    if outside.size:
+        problems.append(f"{outside.size} of {len(y)} labels are outside 0 … {classes - 1} "
+                        f"(first: y[{outside[0]}] = {y[outside[0]]})")  # fmt: skip
     return problems
 
 

@@ -15,40 +15,12 @@ import onnx_ir as ir
 
 from gdu_compile.contracts import PASS_KEY, Bucket
 from gdu_compile.digits import Array, DigitCode, exponent_table, implicit_bit_table
+from gdu_compile.names import Names
 
 FLOAT, INT32 = ir.DataType.FLOAT, ir.DataType.INT32
 INT64, BOOL = ir.DataType.INT64, ir.DataType.BOOL
 Dims = Iterable[int | ir.SymbolicDim | str | None]
 Attribute = int | float | list[int] | ir.Graph | ir.TensorProtocol
-
-
-class Names:
-    """Fresh names in a model: for values, nodes, branches; collisions get a number.
-
-    Example:
-        >>> import onnx_ir as ir
-        >>> graph = ir.Graph([ir.val("gdu_theta_0")], [], nodes=[], opset_imports={"": 18})
-        >>> Names(ir.Model(graph, ir_version=10)).fresh("gdu_theta_0")
-        'gdu_theta_0_1'
-    """
-
-    def __init__(self, model: ir.Model) -> None:
-        self._taken: set[str | None] = {model.graph.name}
-        for graph in model.graphs():
-            self._taken.update(value.name for value in graph.inputs)
-            self._taken.update(graph.initializers)
-            for node in graph:
-                self._taken.add(node.name)
-                self._taken.update(value.name for value in node.outputs)
-
-    def fresh(self, wanted: str) -> str:
-        """``wanted``, or ``wanted_1``, ``wanted_2`` … when it is taken."""
-        name, count = wanted, 0
-        while name in self._taken:
-            count += 1
-            name = f"{wanted}_{count}"
-        self._taken.add(name)
-        return name
 
 
 class Builder:

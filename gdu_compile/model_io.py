@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError
 from onnx_ir.passes import common
 
 from gdu_compile.errors import InputError, UnsupportedError
+from gdu_compile.files import check_input
 
 OPSET = 18
 """Our nodes are written for this opset and newer ones."""
@@ -28,21 +27,36 @@ def load(path: str | PathLike[str]) -> ir.Model:
     """Read an ONNX file as it is.
 
     Raises:
-        InputError: not there, not ONNX, cut short, or its external data cannot be used.
+        InputError: not there, not ONNX, cut short, refused by onnx.checker, or its external
+            data cannot be used.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
+    check_input(path)
     try:
         model = ir.load(path)
-    except (DecodeError, ValueError, TypeError, KeyError, OSError, RuntimeError) as error:
+    except Exception as error:
+        # protobuf and onnx_ir raise a dozen types on damaged input.
         raise InputError(
-            f"{path}: cannot be read as ONNX ({type(error).__name__}: {first_line(error)})"
+            f"{path}: cannot be read as ONNX ({type(error).__name__}: {first_line(error)}); "
+            "not an ONNX file, or cut short: export or download it again"
         ) from error
     if len(model.graph) == 0:
-        raise InputError(f"{path}: holds no ONNX graph (no nodes)")
+        raise InputError(f"{path}: holds no ONNX graph (no nodes); export it again")
     check_external(model, path)
+    check_standard(path)
     return model
+
+
+def check_standard(path: Path) -> None:
+    """Raise InputError when onnx.checker refuses the file (what save() would refuse later)."""
+    try:
+        onnx.checker.check_model(str(path))
+    except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
+        raise InputError(
+            f"{path}: is no valid ONNX model; export it again, or repair it until "
+            "onnx.checker.check_model accepts it",
+            [line for line in str(error).splitlines() if line.strip()][:4],
+        ) from error
 
 
 def first_line(error: BaseException) -> str:
@@ -52,24 +66,41 @@ def first_line(error: BaseException) -> str:
 
 def check_external(model: ir.Model, path: Path) -> None:
     """Raise InputError when external data leaves the folder, is a link, or is too short."""
-    problems = []
-    folder = path.resolve().parent
-    for graph in model.graphs():
-        for name, value in graph.initializers.items():
-            tensor = value.const_value
-            if not isinstance(tensor, ir.ExternalTensor):
-                continue
-            file = folder / tensor.location
-            if folder not in Path(os.path.normpath(file)).parents:
-                problems.append(f"{name!r} lies outside the model's folder: {tensor.location}")
-            elif not file.is_file():
-                problems.append(f"{name!r}: {tensor.location} is missing")
-            elif file.is_symlink() or file.stat().st_nlink > 1:
-                problems.append(f"{name!r}: {tensor.location} is a link; copy the file itself")
-            elif (tensor.offset or 0) + tensor.nbytes > file.stat().st_size:
-                problems.append(f"{name!r}: {tensor.location} is too short")
-    if problems:
+    complaints = ((t.name, external_problem(t)) for t in external_tensors(model))
+    if problems := [f"{name!r}: {reason}" for name, reason in complaints if reason is not None]:
         raise InputError(f"{path}: its external data cannot be used", problems)
+
+
+def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
+    """Initializers and Constant nodes that are kept outside the model file."""
+    for graph in model.graphs():
+        tensors = [value.const_value for value in graph.initializers.values()]
+        tensors += [
+            attribute.as_tensor()
+            for node in graph
+            for attribute in node.attributes.values()
+            if not attribute.is_ref() and attribute.type == ir.AttributeType.TENSOR
+        ]
+        yield from (tensor for tensor in tensors if isinstance(tensor, ir.ExternalTensor))
+
+
+def external_problem(tensor: ir.ExternalTensor) -> str | None:
+    """Why a tensor's external data cannot be used, with the way out, or None."""
+    folder, file = Path(tensor.base_dir).resolve(), Path(tensor.path)
+    if folder not in Path(os.path.normpath(folder / tensor.location)).parents:
+        return f"{tensor.location} lies outside the model's folder; move it there and save again"
+    if not file.is_file():
+        return f"{tensor.location} is missing; put it beside the model"
+    if file.is_symlink() or file.stat().st_nlink > 1 or folder not in file.resolve().parents:
+        return f"{tensor.location} is a link; copy the file itself"
+    first, length = tensor.offset or 0, tensor.length
+    if first < 0 or length not in (None, tensor.nbytes):
+        return f"its place in {tensor.location} (offset {first}, length {length}) does not fit " \
+               f"its {tensor.nbytes} bytes; save the model again"  # fmt: skip
+    if (size := file.stat().st_size) < first + tensor.nbytes:
+        return (f"{tensor.location} is too short ({size} bytes, {first + tensor.nbytes} needed); "
+                "copy it again")  # fmt: skip
+    return None
 
 
 def opset_of(model: ir.Model) -> int:
@@ -150,22 +181,39 @@ def save(model: ir.Model, path: str | PathLike[str], *, force: bool = False) -> 
 
 
 def check_output(path: Path, *, force: bool) -> None:
-    """Raise InputError when ``path`` may not be written."""
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder; name a file")
-    if path.exists() and not force:
-        raise InputError(f"{path}: exists; use --force to replace it")
+    """Raise InputError when ``path`` may not be written: a look, nothing is made."""
+    try:
+        if path.is_dir():
+            raise InputError(f"{path}: is a folder; name a file")
+        if path.exists() and not force:
+            raise InputError(f"{path}: exists; use --force to replace it")
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another -o") from (
+            error
+        )
+    if not folder.is_dir():
+        raise InputError(f"{path}: cannot be written, {folder} is a file; choose another -o")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"{path}: cannot be written, {folder} is read-only; choose another -o")
 
 
 @contextmanager
 def staging(path: Path) -> Iterator[Path]:
-    """A temporary folder beside ``path``, on the same file system; gone afterwards."""
+    """A temporary folder beside ``path``, on the same file system; gone afterwards.
+
+    Raises:
+        InputError: the folder cannot be written, or the disk is full.
+    """
+    made = [folder for folder in path.absolute().parents if not folder.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=".gdu-", dir=path.parent))
-    except OSError as error:
-        raise InputError(f"{path.parent}: cannot be written ({error.strerror})") from error
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix=".gdu-", dir=path.parent) as folder:
+            yield Path(folder)
+    except BaseException as error:
+        for parent in made:  # the innermost first; one that holds something stays
+            with suppress(OSError):
+                parent.rmdir()
+        if isinstance(error, OSError):
+            raise InputError(f"{path}: cannot be written ({error})") from error
+        raise

@@ -49,6 +49,14 @@ class Options:
         }
         return cls(**values)
 
+    def __post_init__(self) -> None:
+        if problems := self.problems():
+            raise InputError("bad options", problems)
+
+    def problems(self) -> list[str]:
+        """Every value that is out of range."""
+        return []
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions(Options):
@@ -60,6 +68,10 @@ class DataOptions(Options):
     )  # fmt: skip
     device: str = option("cpu", "Torch device: cpu, cuda, cuda:1 …", metavar="DEVICE")
     seed: int = option(0, "Seed of synthetic data and of the order of samples.")
+
+    def problems(self) -> list[str]:
+        """Every value that is out of range."""
+        return [f"--seed {self.seed}: must be 0 or more"] if self.seed < 0 else []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,16 +86,16 @@ class TrainOptions(DataOptions):
     output: Path | None = option(None, "Where to write.", metavar="FILE", short="-o")
     force: bool = option(False, "Replace existing files.")
 
-    def __post_init__(self) -> None:
-        problems = []
+    def problems(self) -> list[str]:
+        """Every value that is out of range."""
+        problems = super().problems()
         if self.steps < 1:
             problems.append(f"--steps {self.steps}: must be 1 or more")
         if self.batch_size < 0:
             problems.append(f"--batch-size {self.batch_size}: must be 0 (full batch) or more")
         if not 0 <= self.lr < float("inf"):
             problems.append(f"--lr {self.lr}: must be 0 or more, and finite")
-        if problems:
-            raise InputError("bad options", problems)
+        return problems
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,15 +118,14 @@ class CompileOptions(TrainOptions):
     dry_run: bool = option(False, "Rewrite in memory, report, write nothing.")
     why: str | None = option(None, "Explain what happens to this tensor.", metavar="NAME")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        problems = []
-        if self.batch_limit < 1:
-            problems.append(f"--batch-limit {self.batch_limit}: must be 1 or more")
+    def problems(self) -> list[str]:
+        """Every value that is out of range."""
+        problems = super().problems()
+        if not 1 <= self.batch_limit <= 2**62:
+            problems.append(f"--batch-limit {self.batch_limit}: must be 1 … 2**62")
         if self.bucket_bytes < 1:
             problems.append(f"--bucket-bytes {self.bucket_bytes}: must be 1 or more")
-        if problems:
-            raise InputError("bad options", problems)
+        return problems
 
 
 @dataclass(frozen=True, kw_only=True)

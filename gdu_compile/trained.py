@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 
+import numpy as np
+
 from gdu_compile import model_io
 from gdu_compile.arrays import Headers, from_mapping, read_arrays
 from gdu_compile.contracts import Extension
@@ -26,17 +28,23 @@ def load_theta(trained: TrainedLike, facts: Extension) -> dict[str, Array]:
         facts: the extended model's own metadata.
 
     Raises:
-        InputError: the file cannot be used, or a θ is missing or ambiguous.
+        InputError: the file cannot be used, or a θ is missing, ambiguous or misshaped.
     """
     headers, source = headers_of(trained)
     problems: list[str] = []
     theta: dict[str, Array] = {}
     for bucket in facts.buckets:
         names = [n for n in headers if n == bucket.theta or n.endswith("." + bucket.theta)]
-        if len(names) == 1:
-            theta[bucket.theta] = headers[names[0]].load()
-        else:
+        shape = (bucket.rows + 1, facts.code.digits_per_element)
+        if len(names) != 1:
             problems.append(f"θ {bucket.theta!r} is there {len(names)} times, not once")
+            continue
+        header = headers[names[0]]
+        if header.dtype != np.float32 or header.shape != shape:
+            problems.append(f"θ {header.name!r} is {header.dtype} {list(header.shape)}, "
+                            f"but must be float32 {list(shape)}")  # fmt: skip
+            continue
+        theta[bucket.theta] = header.load()
     if problems:
         present = ", ".join(list(headers)[:12]) or "nothing"
         raise InputError(f"{source}: does not hold the trained θ", [

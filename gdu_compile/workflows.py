@@ -27,7 +27,7 @@ from gdu_compile.trained import TrainedLike, load_theta
 if TYPE_CHECKING:
     from gdu_compile.training import Training
 
-PathType = str | PathLike[str]
+ModelLike = str | PathLike[str] | ir.Model
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ class Prepared:
     options: TrainOptions
 
 
-def train(extended: PathType, **options: Any) -> Report:
+def train(extended: ModelLike, **options: Any) -> Report:
     """Train an extended file by gradient descent and confirm the result.
 
     Args:
-        extended: an extended ONNX file.
+        extended: an extended ONNX file, or model.
         options: see ``options.TrainOptions``; ``output`` None writes nothing.
 
     Returns:
@@ -67,11 +67,11 @@ def train(extended: PathType, **options: Any) -> Report:
     return report
 
 
-def verify(extended: PathType, trained: TrainedLike, **options: Any) -> Report:
+def verify(extended: ModelLike, trained: TrainedLike, **options: Any) -> Report:
     """Check somebody else's training run of an extended file, with nothing but the files.
 
     Args:
-        extended: the extended ONNX file.
+        extended: the extended ONNX file, or model.
         trained: θ: .safetensors, .npz, a trained .onnx, or a mapping name → array.
         options: see ``options.VerifyOptions``.
 
@@ -92,11 +92,11 @@ def verify(extended: PathType, trained: TrainedLike, **options: Any) -> Report:
     return report
 
 
-def apply(extended: PathType, trained: TrainedLike, **options: Any) -> ir.Model:
+def apply(extended: ModelLike, trained: TrainedLike, **options: Any) -> ir.Model:
     """Fill trained θ into an extended file: the trained ONNX model.
 
     Args:
-        extended: the extended ONNX file.
+        extended: the extended ONNX file, or model.
         trained: θ, as for ``verify``.
         options: see ``options.WriteOptions``; ``output`` None writes nothing.
 
@@ -112,11 +112,11 @@ def apply(extended: PathType, trained: TrainedLike, **options: Any) -> ir.Model:
     return filled
 
 
-def extract(trained: PathType, **options: Any) -> ir.Model:
+def extract(trained: ModelLike, **options: Any) -> ir.Model:
     """Fold the extension away: the plain base network with the reproduced weights.
 
     Args:
-        trained: a trained ONNX file.
+        trained: a trained ONNX file, or model.
         options: see ``options.WriteOptions``; ``output`` None writes nothing.
 
     Raises:
@@ -130,7 +130,7 @@ def extract(trained: PathType, **options: Any) -> ir.Model:
     return plain
 
 
-def to_torch(extended: PathType | ir.Model) -> Any:
+def to_torch(extended: ModelLike) -> Any:
     """The extended model as one torch.nn.Module: parameters are θ, the rest are buffers.
 
     Args:
@@ -156,18 +156,23 @@ def to_torch(extended: PathType | ir.Model) -> Any:
     return lower_to_torch(model)
 
 
-def open_extended(command: str, path: PathType) -> tuple[ir.Model, Report]:
-    """Load an extended file and begin its report."""
-    model = model_io.load(path)
-    Extension.from_metadata(model.metadata_props, str(path))
+def open_extended(command: str, extended: ModelLike) -> tuple[ir.Model, Report]:
+    """Load an extended file, check that it is one, and begin its report."""
+    if isinstance(extended, ir.Model):
+        model, path, size = extended, None, model_io.tensor_bytes(extended)
+    else:
+        path = Path(extended)
+        model, size = model_io.load(path), model_io.file_bytes(path)
+    name = str(path or model.graph.name)
+    Extension.from_metadata(model.metadata_props, name)
     try:
         CheckExtensionPass()(model)
     except ContractError as error:
-        raise InputError(f"{path}: {error.message}; was it changed?", error.problems) from error
-    report = Report(command, str(path))
+        raise InputError(f"{name}: {error.message}; was it changed?", error.problems) from error
+    report = Report(command, name)
     describe(report, model)
-    report.files["extended"] = str(path)
-    report.bytes["extended"] = model_io.file_bytes(Path(path))
+    report.files["extended"] = None if path is None else str(path)
+    report.bytes["extended"] = size
     return model, report
 
 

@@ -75,6 +75,7 @@ class BindOraclePass(GduPass):
             problems += self.unknown(model)
         if not targets and not problems:
             problems.append("it covers no weight of the model that has elements")
+            problems.append(known_weights(model))
         if problems:
             raise InputError(f"cannot use the oracle weights {self.oracle.source}", problems)
         state.targets, state.skipped, state.code = targets, skipped, self.code
@@ -114,12 +115,17 @@ class BindOraclePass(GduPass):
         names = [name for name in self.oracle if name not in model.graph.initializers]
         if not names:
             return []
-        known = [n for n, v in model.graph.initializers.items() if is_weight(v)]
-        hint = f"weights of the model: {', '.join(known[:12])}{' …' if len(known) > 12 else ''}"
         return [
             *(f"{name!r} is no weight of the model (--allow-extra ignores it)" for name in names),
-            hint,
+            known_weights(model),
         ]
+
+
+def known_weights(model: ir.Model) -> str:
+    """The names that an oracle could use, for a message."""
+    known = [name for name, value in model.graph.initializers.items() if is_weight(value)]
+    names = ", ".join(known[:12]) or "none"
+    return f"weights of the model: {names}{' …' if len(known) > 12 else ''}"
 
 
 def is_weight(value: ir.Value) -> bool:

@@ -22,7 +22,6 @@ from gdu_compile.digits import DEFAULT_GAIN, DigitCode
 from gdu_compile.emit import (
     INT64,
     Builder,
-    Names,
     bucket_sizes,
     emit_armed,
     emit_digits,
@@ -30,6 +29,7 @@ from gdu_compile.emit import (
     emit_recorder,
 )  # fmt: skip
 from gdu_compile.errors import InputError
+from gdu_compile.names import Names
 
 DEFAULT_BUCKET_BYTES = 64 << 20
 DEFAULT_BATCH_LIMIT = 2**20

@@ -24,11 +24,11 @@ from gdu_compile.contracts import PASS_KEY, Bucket, State
 from gdu_compile.emit import (
     FLOAT,
     Builder,
-    Names,
     bucket_sizes,
     emit_decode,
     emit_switch,
 )  # fmt: skip
+from gdu_compile.names import Names
 
 
 class InsertSwitchesPass(GduPass):

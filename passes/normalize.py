@@ -18,6 +18,7 @@ from onnx_ir.passes import common
 
 from gdu_compile.contracts import PREFIX, State, graph_problems
 from gdu_compile.errors import InputError, UnsupportedError
+from gdu_compile.names import make_unique
 
 RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike",
           "Multinomial", "Bernoulli"}  # fmt: skip
@@ -38,9 +39,9 @@ class NormalizePass(GduPass):
         functions = len(model.functions)
         if functions:
             common.InlinePass()(model)
+        make_unique(model)
         if graph_problems(model):
-            # Legal in ONNX: two branches that use the same names. Taken by onnxruntime: any order.
-            common.NameFixPass()(model)
+            # onnxruntime takes the nodes in any order.
             common.TopologicalSortPass()(model)
         common.LiftSubgraphInitializersToMainGraphPass()(model)
         constants = {

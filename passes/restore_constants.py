@@ -11,7 +11,7 @@ import onnx_ir as ir
 from gdu_compile.passes._base import GduPass
 
 from gdu_compile.contracts import State
-from gdu_compile.emit import Names
+from gdu_compile.names import Names
 
 
 class RestoreConstantsPass(GduPass):

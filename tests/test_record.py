@@ -167,9 +167,12 @@ def test_uncovered_weights_keep_their_values() -> None:
 
 def test_empty_tensor_is_skipped_with_its_reason() -> None:
     """A weight without elements has nothing to record."""
-    base = parse("""
-        g (float[N,3] x) => (float[N,3] logits) { e = ReduceSum <keepdims = 0> (E)  a = MatMul(x, W)  logits = Add(a, e) }""",
-        {"W": np.eye(3, dtype=np.float32), "E": np.zeros((0, 3), dtype=np.float32)})
+    base = parse(
+        """
+        g (float[N,3] x) => (float[N,3] logits) {
+          e = ReduceSum <keepdims = 0> (E)  a = MatMul(x, W)  logits = Add(a, e) }""",
+        {"W": np.eye(3, dtype=np.float32), "E": np.zeros((0, 3), dtype=np.float32)},
+    )
     oracle = {"W": np.full((3, 3), -0.0, np.float32), "E": np.zeros((0, 3), np.float32)}
     report = gdu_compile.compile(base, oracle).report
     assert_reproduced(report)

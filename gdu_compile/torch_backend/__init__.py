@@ -11,6 +11,7 @@ from collections.abc import Collection
 import onnx_ir as ir
 
 from gdu_compile.contracts import Extension
+from gdu_compile.names import make_unique
 from gdu_compile.passes.sink import SinkPass
 from gdu_compile.torch_backend import (
     ops_elementwise,
@@ -44,5 +45,6 @@ def lower_to_torch(model: ir.Model, trainable: Collection[str] | None = None) ->
         facts = Extension.from_metadata(model.metadata_props)
         trainable = {bucket.theta for bucket in facts.buckets}
     sunk = model.clone()
+    make_unique(sunk)
     SinkPass()(sunk)
     return GraphModule(sunk, trainable)
