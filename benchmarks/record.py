@@ -33,7 +33,7 @@ import onnxruntime as ort
 import torch
 from rich.console import Console
 
-from gdu_compile import compiler, model_io, runtime, specialize, workflows
+from gdu_compile import compiler, model_io, specialize, workflows
 from gdu_compile.contracts import Extension
 from gdu_compile.data import synthetic_data
 from gdu_compile.tables import new_table
@@ -259,7 +259,8 @@ def generate(folder: Path) -> tuple[Path, Path]:
 
 def latency_rows(files: Files, inputs: Inputs, repeats: int) -> Iterator[Row]:
     """(a) Inference after session load, on one thread; the operators that are left."""
-    base, trained = one_thread(files.base), one_thread(files.trained)
+    base, base_operators = one_thread(files.base)
+    trained, trained_operators = one_thread(files.trained)
     names = [output.name for output in base.get_outputs()]
     expected, got = base.run(names, inputs), trained.run(names, inputs)
     if not all(same_bits(a, b) for a, b in zip(expected, got, strict=True)):
@@ -272,27 +273,25 @@ def latency_rows(files: Files, inputs: Inputs, repeats: int) -> Iterator[Row]:
         )  # fmt: skip
         yield timed_row(f"latency, trained, batch {size}, 1 thread", BASE, seconds["base"],
                         seconds["trained"], "µs", 1e6)  # fmt: skip
-    left = {path: optimized_operators(path) for path in (files.base, files.trained)}
     yield Row(
-        "operators after optimisation, trained", BASE, len(left[files.base]),
-        len(left[files.trained]), "nodes", identical=left[files.base] == left[files.trained],
+        "operators after optimisation, trained", BASE, len(base_operators),
+        len(trained_operators), "nodes", identical=base_operators == trained_operators,
     )  # fmt: skip
 
 
-def one_thread(path: Path) -> ort.InferenceSession:
-    """A session on one thread: two idle thread pools would disturb each other by spinning."""
+def one_thread(path: Path) -> tuple[ort.InferenceSession, list[str]]:
+    """A session, and the operators that onnxruntime's optimiser has left, in order.
+
+    On one thread, because two idle thread pools would disturb each other by spinning.
+    """
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
-    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
-def optimized_operators(path: Path) -> list[str]:
-    """The operators that onnxruntime leaves, in order."""
     with tempfile.TemporaryDirectory(prefix="gdu-bench-") as folder:
-        target = Path(folder) / "optimized.onnx"
-        runtime.session(path, optimized=target)
-        return [node.op_type for node in onnx.load(target).graph.node]
+        optimized = Path(folder) / "optimized.onnx"
+        options.optimized_model_filepath = str(optimized)
+        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return session, [node.op_type for node in onnx.load(optimized).graph.node]
 
 
 def load_rows(files: Files, repeats: int) -> Iterator[Row]:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-from rich.console import Console
 
 import gdu_compile
 from gdu_compile import options as option_classes
@@ -194,7 +193,7 @@ def inspect_command(model: Path, as_json: bool, verbose: bool, quiet: bool) -> i
     if as_json:
         print_json(facts)
     else:
-        tables.print_inspection(facts, Console())
+        tables.print_inspection(facts, tables.console())
     return 0
 
 
@@ -214,7 +213,7 @@ def passes_command(as_json: bool, verbose: bool, quiet: bool) -> int:
     for kind in rows:
         table.add_row(str(kind["name"]), str(kind["about"]), ", ".join(kind["needs"]),
                       ", ".join(kind["gives"]))  # fmt: skip
-    Console().print(table)
+    tables.console().print(table)
     return 0
 
 
@@ -226,11 +225,11 @@ def configure(verbose: bool, quiet: bool) -> None:
 
 def show(report: Report, as_json: bool, quiet: bool, plan: bool = False) -> int:
     """Print a report; its exit code."""
-    console = Console()
+    console = tables.console()
     if as_json:
         print_json(report.to_json())
     elif quiet:
-        console.print(tables.verdict(report))
+        tables.say(console, tables.verdict(report))
     else:
         if plan:
             tables.print_plan(report, console)
@@ -244,7 +243,7 @@ def wrote(command: str, model: Path, output: Path, as_json: bool) -> int:
         print_json({"schema": SCHEMA, "command": command, "model": str(model),
                     "file": str(output), "bytes": output.stat().st_size})  # fmt: skip
     else:
-        Console().print(f"wrote {output}", highlight=False)
+        click.echo(f"wrote {output}")
     return 0
 
 

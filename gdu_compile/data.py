@@ -128,7 +128,8 @@ def label_problems(headers: Headers, inputs: dict[str, ArrayHeader], classes: in
         if not header.shape or header.shape[0] != labels.shape[0]
     ]
     y = labels.load()
-    outside = np.flatnonzero((y < 0) | (y >= classes))
+    signed = y.astype(np.int64)  # what lies beyond int64 comes out negative
+    outside = np.flatnonzero((signed < 0) | (signed >= classes))
     if outside.size:
         problems.append(f"{outside.size} of {len(y)} labels are outside 0 … {classes - 1} "
                         f"(first: y[{outside[0]}] = {y[outside[0]]})")  # fmt: skip

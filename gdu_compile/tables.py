@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from rich import box
@@ -10,6 +11,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from gdu_compile.report import ForwardCheck, Report
+
+
+def console() -> Console:
+    """Standard output; what is piped into a file is not folded at 80 columns."""
+    return Console(width=None if sys.stdout.isatty() else 120, soft_wrap=False, highlight=False)
+
+
+def say(console: Console, line: str) -> None:
+    """One line of text, never folded."""
+    console.print(line, soft_wrap=True)
 
 
 def new_table(*columns: str, title: str | None = None) -> Table:
@@ -38,15 +49,15 @@ def print_report(report: Report, console: Console) -> None:
         console.print(checks_table(report))
     if report.why is not None:
         for line in report.why:
-            console.print(f"  {escape(line)}")
+            say(console, f"  {escape(line)}")
     for skipped in report.skipped:
-        console.print(f"skipped  {escape(skipped['name'])}: {escape(skipped['reason'])}")
+        say(console, f"skipped  {escape(skipped['name'])}: {escape(skipped['reason'])}")
     for warning in report.warnings:
-        console.print(f"[yellow]warning[/]  {escape(warning)}")
+        say(console, f"[yellow]warning[/]  {escape(warning)}")
     for kind, path in report.files.items():
         if path is not None and not (report.command != "compile" and kind == "extended"):
-            console.print(f"{kind:<9}{escape(path)}")
-    console.print(verdict(report))
+            say(console, f"{kind:<9}{escape(path)}")
+    say(console, verdict(report))
 
 
 def weights_table(report: Report) -> Table:
@@ -91,7 +102,7 @@ def checks_table(report: Report) -> Table:
 
 def forward_label(check: ForwardCheck) -> str:
     """What the forward check compared."""
-    return f"outputs bit-equal, onnxruntime, optimisations: {check.optimization}"
+    return f"outputs bit-equal, optimisations: {check.optimization}"
 
 
 def verdict(report: Report) -> str:
@@ -123,35 +134,36 @@ def print_plan(report: Report, console: Console) -> None:
         table.add_row(row.name, f"{row.seconds * 1e3:.1f}", did)
     console.print(table)
     size = report.bytes
-    console.print(f"bytes    base {size['base']}, extended {size['extended']}")
+    say(console, f"bytes    base {size['base']}, extended {size['extended']}")
 
 
 def print_inspection(facts: dict[str, Any], console: Console) -> None:
     """The tables of ``inspect``."""
-    console.print(f"{escape(facts['model'])}: opset {facts['opset']}, {facts['bytes']} bytes")
+    say(console, f"{escape(facts['model'])}: opset {facts['opset']}, {facts['bytes']} bytes")
     for kind in ("inputs", "outputs"):
         for value in facts[kind]:
             line = f"{kind[:-1]:<8}{value['name']} {value['dtype']} {value['shape']}"
-            console.print(escape(line))
+            say(console, escape(line))
     operators = ", ".join(f"{count} {name}" for name, count in facts["operators"].items())
-    console.print(f"nodes   {operators}")
+    say(console, f"nodes   {operators}")
     table = new_table("initializer", "dtype", "shape", ">elements", ">uses")
     for row in facts["weights"]:
         table.add_row(escape(row["name"]), row["dtype"], escape(str(row["shape"])),
                       str(row["elements"]), str(row["uses"]))  # fmt: skip
     console.print(table)
-    console.print(escape(f"logits  {facts['logits']['name']}: {facts['logits']['why']}"))
+    say(console, escape(f"logits  {facts['logits']['name']}: {facts['logits']['why']}"))
     extension = facts["extension"]
     if extension is None:
         found = f"[yellow]{len(facts['switches'])} switches on constants[/]: an extension without "\
                 "metadata?" if facts["switches"] else "none"  # fmt: skip
-        console.print(f"extension  {found}")
+        say(console, f"extension  {found}")
         return
     state = "armed (trained)" if extension["armed"] else "not armed (untrained)"
-    console.print(
+    say(
+        console,
         f"extension  {extension['method']}, {extension['digits']}, gain {extension['gain']:.4g}, "
-        f"by gdu-compile {extension['version']}; {state}"
+        f"by gdu-compile {extension['version']}; {state}",
     )
     for bucket in extension["buckets"]:
-        console.print(escape(f"θ  {bucket['theta']} {bucket['shape']}: "
+        say(console, escape(f"θ  {bucket['theta']} {bucket['shape']}: "
                              f"{', '.join(bucket['weights'])}"))  # fmt: skip

@@ -1,0 +1,557 @@
+"""Bad input on the command line: exit code 2, what is wrong and the way out, nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, external_data_helper, numpy_helper, parser
+from safetensors.numpy import save_file
+
+import gdu_compile
+from gdu_compile import cli
+
+MODELS = Path(__file__).parent.parent / "models"
+COMPILE = "m.onnx --weights w.npz --no-confirm -o out.onnx"
+CONFIRM = "m.onnx --weights w.npz -o out.onnx"
+WITH_DATA = "m.onnx --weights w.npz --data d.npz --no-confirm -o out.onnx"
+TRAIN = "train e.gdu.onnx -o out.onnx"
+VERIFY = "verify e.gdu.onnx --trained t.safetensors"
+APPLY = "apply e.gdu.onnx --trained t.safetensors -o out.onnx"
+EXTRACT = "extract e.gdu.trained.onnx -o out.onnx"
+
+W = np.arange(12, dtype=np.float32).reshape(3, 4)
+B = np.float32([1, -2, 0])
+X = np.ones((5, 4), dtype=np.float32)
+Y = np.int64([0, 1, 2, 0, 1])
+
+# --- the good files, which each case starts from ------------------------------
+
+
+def tiny(
+    body: str = "logits = Gemm<transB=1>(x, w, b)",
+    *,
+    inputs: str = "float[N,4] x",
+    outputs: str = "float[N,3] logits",
+    more: str = "",
+    opset: int = 18,
+) -> onnx.ModelProto:
+    """x [N, 4] → logits [N, 3], in ONNX's text form."""
+    return parser.parse_model(
+        f"""<ir_version: 10, opset_import: ["": {opset}]>
+        tiny ({inputs}) => ({outputs})
+        <float[3,4] w = {{1,2,3,4,5,6,7,8,9,10,11,12}}, float[3] b = {{1,2,3}} {more}>
+        {{ {body} }}"""
+    )
+
+
+@pytest.fixture(scope="session")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a base, its oracle weights, data, and what compile and train make of them."""
+    folder = tmp_path_factory.mktemp("good")
+    onnx.save(tiny(), folder / "m.onnx")
+    np.savez(folder / "w.npz", w=W, b=B)
+    np.savez(folder / "d.npz", x=X, y=Y)
+    compiled = gdu_compile.compile(
+        folder / "m.onnx", folder / "w.npz", data=folder / "d.npz", output=folder / "e.gdu.onnx"
+    )
+    assert compiled.report.reproduced and compiled.theta is not None
+    save_file(compiled.theta, folder / "t.safetensors")
+    (folder / "temp").mkdir()
+    return folder
+
+
+@pytest.fixture
+def here(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The present folder: a copy of the good files; temporary files go below it too."""
+    folder = tmp_path / "here"
+    shutil.copytree(good, folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(tempfile, "tempdir", str(folder / "temp"))
+    return folder
+
+
+def snapshot(folder: Path) -> dict[str, bytes | None]:
+    """Everything in a folder, hidden files too: path → content."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+# --- ways to spoil them -------------------------------------------------------
+
+Change = Callable[[], object]
+
+
+def as_is() -> None:
+    """Nothing is spoiled: the command line itself is wrong."""
+
+
+def write(name: str, content: bytes) -> Change:
+    """The file holds these bytes."""
+    return lambda: Path(name).write_bytes(content)
+
+
+def cut(name: str, keep: float) -> Change:
+    """The file ends early."""
+    return lambda: Path(name).write_bytes(
+        Path(name).read_bytes()[: int(Path(name).stat().st_size * keep)]
+    )
+
+
+def folder_instead(name: str) -> Change:
+    """A folder lies where the file should."""
+
+    def change() -> None:
+        Path(name).unlink(missing_ok=True)
+        Path(name).mkdir()
+
+    return change
+
+
+def rename(name: str, new: str) -> Change:
+    """The file has another name."""
+    return lambda: Path(name).rename(new)
+
+
+def weights(**arrays: Any) -> Change:
+    """w.npz holds these arrays."""
+    return lambda: np.savez("w.npz", **arrays)
+
+
+def data(**arrays: Any) -> Change:
+    """d.npz holds these arrays."""
+    return lambda: np.savez("d.npz", **arrays)
+
+
+def model(**text: Any) -> Change:
+    """m.onnx is this network."""
+    return lambda: onnx.save(tiny(**text), "m.onnx")
+
+
+def edit(name: str, change: Callable[[onnx.ModelProto], object]) -> Change:
+    """The ONNX file is changed as a program might, unchecked."""
+
+    def apply() -> None:
+        proto = onnx.load(name, load_external_data=False)
+        change(proto)
+        Path(name).write_bytes(proto.SerializeToString())
+
+    return apply
+
+
+def metadata(key: str, value: str | None) -> Change:
+    """One gdu.* entry of the extended model says something else, or is gone."""
+
+    def change(proto: onnx.ModelProto) -> None:
+        entries = {entry.key: entry for entry in proto.metadata_props}
+        if value is None:
+            proto.metadata_props.remove(entries[key])
+        else:
+            entries[key].value = value
+
+    return edit("e.gdu.onnx", change)
+
+
+def site(**facts: object) -> Change:
+    """The logits entry of the metadata says something else."""
+
+    def change(proto: onnx.ModelProto) -> None:
+        entry = next(e for e in proto.metadata_props if e.key == "gdu.logits")
+        entry.value = json.dumps({**json.loads(entry.value), **facts})
+
+    return edit("e.gdu.onnx", change)
+
+
+def initializer(proto: onnx.ModelProto, name: str) -> TensorProto:
+    """An initializer by name."""
+    return next(tensor for tensor in proto.graph.initializer if tensor.name == name)
+
+
+def external(location: str, *, keep: int | None = None, length: int | None = None) -> Change:
+    """w lies in the file m.data, which the model calls ``location``; ``keep`` cuts it short."""
+
+    def change(proto: onnx.ModelProto) -> None:
+        tensor = initializer(proto, "w")
+        tensor.raw_data = W.tobytes()
+        tensor.ClearField("float_data")
+        Path("m.data").write_bytes(W.tobytes()[:keep])
+        external_data_helper.set_external_data(tensor, location, offset=0, length=length)
+        tensor.ClearField("raw_data")
+
+    return edit("m.onnx", change)
+
+
+def linked() -> None:
+    """The external data is a symbolic link, as in a hub cache."""
+    external("link.data")()
+    Path("link.data").symlink_to("m.data")
+
+
+def moved() -> None:
+    """The external data lies in the folder above."""
+    external("../m.data")()
+    shutil.copy("m.data", "..")
+
+
+# --- the table ----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is wrong, how it comes about, what is run, and what the message must contain."""
+
+    what: str
+    change: Change
+    command: str
+    says: tuple[str, ...]
+
+
+def case(what: str, change: Change, command: str, *says: str) -> Case:
+    """A row."""
+    return Case(what, change, command, says)
+
+
+USAGE = [
+    case("no weights named", as_is, "m.onnx", "--weights", "gdu-compile compile --help"),
+    case("unknown flag", as_is, f"{COMPILE} --stpes 3", "--stpes", "--steps", "--help"),
+    case("unknown flag of train", as_is, f"{TRAIN} --gain 1", "--gain", "gdu-compile train --help"),
+    case("no trained named", as_is, "verify e.gdu.onnx", "--trained", "--help"),
+    case("no model named", as_is, "extract", "TRAINED", "gdu-compile extract --help"),
+    case("an argument too many", as_is, "inspect m.onnx w.npz", "w.npz", "--help"),
+    case("a word for a number", as_is, f"{COMPILE} --steps many", "--steps", "many", "--help"),
+]
+
+MODEL_FILE = [
+    case("missing", as_is, "no.onnx --weights w.npz", "no.onnx", "no such file"),
+    case("missing to inspect", as_is, "inspect no.onnx", "no.onnx", "no such file"),
+    case("name too long", as_is, f"{'n' * 300}.onnx --weights w.npz", "nnn.onnx", "no such file"),
+    case("a folder", folder_instead("m.onnx"), COMPILE, "m.onnx", "is a folder", "name a file"),
+    case("a device", as_is, "/dev/zero --weights w.npz", "/dev/zero", "no regular file", "copy"),
+    case("empty", write("m.onnx", b""), COMPILE, "m.onnx", "is empty", "again"),
+    case("cut in half", cut("m.onnx", 0.5), COMPILE, "m.onnx", "cut short", "export"),
+    case("last byte gone", cut("m.onnx", 0.995), COMPILE, "m.onnx", "cut short", "export"),
+    case("text", write("m.onnx", b"no model at all\n" * 9), COMPILE, "m.onnx", "not an ONNX file"),
+    case("a zip", lambda: shutil.copy("w.npz", "m.onnx"), COMPILE, "m.onnx", "not an ONNX file"),
+    case("bad JSON", rename("w.npz", "m.json"), "m.json --weights w.npz", "m.json", "not an ONNX"),
+    case("cut in half, inspect", cut("m.onnx", 0.5), "inspect m.onnx", "m.onnx", "cut short"),
+    case("cut in half, train", cut("e.gdu.onnx", 0.5), TRAIN, "e.gdu.onnx", "cut short"),
+    case("no nodes", edit("m.onnx", lambda m: m.graph.ClearField("node")), COMPILE, "m.onnx",
+         "no nodes", "export it again"),
+    case("an undefined input", model(body="logits = Gemm<transB=1>(nothing, w, b)"), COMPILE,
+         "m.onnx", "nothing", "export it again"),
+    case("an unknown operator", model(body="logits = Gemmm(x, w, b)"), COMPILE,
+         "m.onnx", "Gemmm", "export it again"),
+    case("nodes out of order", model(body="logits = Add(h, b) h = MatMul(x, w)"), COMPILE,
+         "m.onnx", "sorted", "export it again"),
+    case("a name used twice", model(body="h = Relu(x) h = Neg(x) logits = Gemm<transB=1>(h, w, b)"),
+         COMPILE, "m.onnx", "h", "export it again"),
+    case("a weight cut short", edit("m.onnx", lambda m: initializer(m, "w").float_data.pop()),
+         COMPILE, "m.onnx", "w", "export it again"),
+    case("an opset of the future", model(opset=9999), COMPILE, "m.onnx", "9999"),
+    case("random operator", model(body="r = RandomNormal<shape=[3], seed=1.0>() c = Add(b, r) "
+         "logits = Gemm<transB=1>(x, w, c)"), COMPILE, "RandomNormal", "evaluation mode"),
+    case("Dropout in training mode", model(body="d = Dropout(x, p, t) "
+         "logits = Gemm<transB=1>(d, w, b)", more=", float p = {0.5}, bool t = {1}"), COMPILE,
+         "Dropout in training mode", "evaluation mode"),
+    case("extended already", as_is, "e.gdu.onnx --weights w.npz --no-confirm -o out.onnx",
+         "extended one already", "gdu-compile extract"),
+]  # fmt: skip
+
+EXTERNAL_DATA = [
+    case("missing", external("no.data"), COMPILE, "m.onnx", "'w'", "no.data is missing", "put it"),
+    case("too short", external("m.data", keep=40), COMPILE, "m.onnx", "'w'", "m.data is too short",
+         "40 bytes, 48 needed", "copy it again"),
+    case("a wrong length", external("m.data", length=44), COMPILE, "m.onnx", "'w'", "length 44",
+         "save the model again"),
+    case("a link", linked, COMPILE, "m.onnx", "'w'", "link.data is a link", "copy the file itself"),
+    case("above the folder", moved, COMPILE, "m.onnx", "'w'", "../m.data lies outside", "move it"),
+    case("anywhere", external("/etc/hostname"), COMPILE, "m.onnx", "/etc/hostname"),
+    case("of an extended model", lambda: (external("no.data")(), shutil.copy("m.onnx", "e.onnx")),
+         "train e.onnx -o out.onnx", "e.onnx", "no.data is missing"),
+]  # fmt: skip
+
+NAN = np.where(W == 6, np.float32(np.nan), W)
+WEIGHTS = [
+    case("missing", as_is, "m.onnx --weights no.npz", "no.npz", "no such file"),
+    case("a folder", folder_instead("w.npz"), COMPILE, "w.npz", "is a folder"),
+    case("empty", write("w.npz", b""), COMPILE, "w.npz", "is empty"),
+    case("no arrays", weights(), COMPILE, "w.npz", "holds no arrays"),
+    case("text", write("w.npz", b"w = 1"), COMPILE, "w.npz", "not a .npz", "save or download"),
+    case("cut short", cut("w.npz", 0.5), COMPILE, "w.npz", "cut short", "save or download it again"),
+    case("cut-short safetensors", cut("t.safetensors", 0.5),
+         "m.onnx --weights t.safetensors", "t.safetensors", "cut short", "again"),
+    case("unknown extension", rename("w.npz", "w.pickle"), "m.onnx --weights w.pickle", "w.pickle",
+         ".npz and .safetensors"),
+    case("no extension", rename("w.npz", "w"), "m.onnx --weights w", "w: unknown kind", ".npz"),
+    case("pickled", weights(w=np.array([{}], dtype=object), b=B), COMPILE, "w.npz", "'w'", "pickle",
+         "save plain arrays"),
+    case("unknown name", weights(w=W, b=B, c=B), COMPILE, "w.npz", "'c' is no weight",
+         "--allow-extra", "weights of the model: w, b"),
+    case("all unknown but allowed", weights(c=B), f"{COMPILE} --allow-extra", "w.npz",
+         "covers no weight", "weights of the model: w, b"),
+    case("a name missing, strict", weights(w=W), f"{COMPILE} --strict", "'b'", "--strict"),
+    case("wrong shape", weights(w=W.T, b=B), COMPILE, "'w'", "[4, 3]", "[3, 4] in the model"),
+    case("wrong rank", weights(w=W, b=B[0]), COMPILE, "'b'", "shape []", "[3] in the model"),
+    case("wrong dtype", weights(w=W.astype(np.float64), b=B), COMPILE, "'w' is float64",
+         "float32 in the model", "convert it"),
+    case("whole numbers", weights(w=W.astype(np.int32), b=B), COMPILE, "'w' is int32", "convert it"),
+    case("text for numbers", weights(w=W.astype(str), b=B), COMPILE, "'w' is <U", "convert it"),
+    case("NaN", weights(w=NAN, b=B), COMPILE, "'w' holds NaN", "first at flat index 6"),
+    case("everything at once", weights(w=NAN, b=W, c=B), COMPILE, "'w' holds NaN (first at flat "
+         "index 6)", "'b' has shape [3, 4], but [3]", "'c' is no weight", "--allow-extra"),
+    case("a weight that is no float", lambda: (model(body="i = Cast<to=1>(k) c = Add(b, i) "
+         "logits = Gemm<transB=1>(x, w, c)", more=", int64[3] k = {1,2,3}")(), weights(k=W)()),
+         COMPILE, "'k' is INT64", "only FLOAT"),
+]  # fmt: skip
+
+BAD = "cannot use the data d.npz"
+DATA = [
+    case("missing", as_is, f"{COMPILE} --data no.npz", "no.npz", "no such file"),
+    case("cut short", cut("d.npz", 0.5), WITH_DATA, "d.npz", "cut short", "again"),
+    case("no y", data(x=X), WITH_DATA, BAD, "no array 'y'", "integers [n]"),
+    case("no x", data(y=Y, images=X), WITH_DATA, BAD, "no array 'x'", "it holds y, images"),
+    case("nothing", data(), WITH_DATA, BAD, "no array 'x'", "no array 'y'"),
+    case("wrong shape", data(x=X[:, :3], y=Y), WITH_DATA, BAD, "'x' has shape [5, 3]", "[N, 4]"),
+    case("wrong rank", data(x=X[0], y=Y), WITH_DATA, BAD, "'x' has shape [4]", "[N, 4]"),
+    case("a scalar", data(x=np.float32(1), y=Y), WITH_DATA, BAD, "'x' has shape []", "[N, 4]"),
+    case("text", data(x=X.astype(str), y=Y), WITH_DATA, BAD, "'x' is <U", "takes float32"),
+    case("label too large", data(x=X, y=Y + 1), WITH_DATA, BAD, "1 of 5 labels are outside 0 … 2",
+         "y[2] = 3"),
+    case("label negative", data(x=X, y=Y - 1), WITH_DATA, BAD, "2 of 5 labels", "y[0] = -1"),
+    case("label huge", data(x=X, y=np.uint64([0, 2**64 - 1, 0, 0, 0])), WITH_DATA, BAD,
+         "y[1] = 18446744073709551615"),
+    case("too few labels", data(x=X, y=Y[:4]), WITH_DATA, BAD, "'x' has 5 samples, but 'y' has 4"),
+    case("labels of float", data(x=X, y=Y * 1.0), WITH_DATA, BAD, "'y' is float64 [5]", "integers"),
+    case("labels of bool", data(x=X, y=Y > 0), WITH_DATA, BAD, "'y' is bool [5]", "integers [n]"),
+    case("one-hot labels", data(x=X, y=np.eye(5, dtype=int)), WITH_DATA, BAD, "[5, 5]", "integers"),
+    case("no samples", data(x=X[:0], y=Y[:0]), WITH_DATA, BAD, "'y' is empty", "one label or more"),
+    case("everything at once", data(x=X[:, :3], y=Y[:4] + 9), WITH_DATA, BAD, "'x' has shape",
+         "but 'y' has 4", "4 of 4 labels are outside 0 … 2"),
+    case("fixed batch too large", lambda: (model(inputs="float[9,4] x", outputs="float[9,3] logits")
+         (), None), WITH_DATA, BAD, "5 samples", "fixed to 9"),
+    case("two inputs, one given", lambda: (model(inputs="float[N,4] x, float[3] c",
+         body="d = Add(b, c) logits = Gemm<transB=1>(x, w, d)")(), None), WITH_DATA, BAD, "'c'"),
+    case("to train", data(x=X[:, :3], y=Y), f"{TRAIN} --data d.npz", BAD, "[N, 4]"),
+    case("to verify", data(x=X), f"{VERIFY} --data d.npz", BAD, "no array 'y'"),
+]  # fmt: skip
+
+GEMM = "z = Gemm<transB=1>(x, w, b)"
+LOGITS = [
+    case("Softmax", model(body=f"{GEMM} logits = Softmax(z)"), COMPILE, "'logits'", "Softmax",
+         "export the model without it"),
+    case("Sigmoid", model(body=f"{GEMM} logits = Sigmoid(z)"), COMPILE, "Sigmoid", "without it"),
+    case("rank 3", model(body=f"{GEMM} logits = Unsqueeze(z, a)", outputs="float[N,3,1] logits",
+         more=", int64[1] a = {2}"), COMPILE, "'logits' has shape [N, 3, 1]", "only [N, C]"),
+    case("rank 1", model(body=f"{GEMM} logits = ReduceMax<keepdims=0>(z, a)",
+         outputs="float[N] logits", more=", int64[1] a = {1}"), COMPILE, "[N]", "only [N, C]"),
+    case("one class", model(body=f"{GEMM} logits = ReduceMax(z, a)", outputs="float[N,1] logits",
+         more=", int64[1] a = {1}"), COMPILE, "[N, 1]", "2 classes or more"),
+    case("whole numbers", model(body=f"{GEMM} logits = Cast<to=7>(z)",
+         outputs="int64[N,3] logits"), COMPILE, "'logits' has type", "only float32"),
+    case("dynamic classes", model(body=f"{GEMM} logits = Identity(z)",
+         outputs="float[N,C] logits"), COMPILE, "[N, C]", "no fixed size"),
+    case("an input", model(body=f"{GEMM}", outputs="float[N,4] x"), COMPILE, "'x'", "node"),
+    case("all reasons", model(body=f"{GEMM} p = Softmax(z) c = Cast<to=7>(z)",
+         outputs="float[N,3] p, int64[N,3] c"), COMPILE, "'p' comes from Softmax", "'c' has type"),
+    case("--logits unknown", as_is, f"{COMPILE} --logits z", "'z' (--logits)", "outputs: logits"),
+    case("--logits of Softmax", model(body=f"{GEMM} logits = Identity(z) p = Softmax(z)",
+         outputs="float[N,3] logits, float[N,3] p"), f"{COMPILE} --logits p", "'p'", "Softmax"),
+]  # fmt: skip
+
+OPTIONS = [
+    case("gain 3", as_is, f"{COMPILE} --gain 3", "--gain 3.0", "power of two", "2**-80"),
+    case("gain 0", as_is, f"{COMPILE} --gain 0", "--gain 0.0", "power of two", "2**-80"),
+    case("gain -2", as_is, f"{COMPILE} --gain=-2", "--gain -2.0", "power of two"),
+    case("gain NaN", as_is, f"{COMPILE} --gain nan", "--gain nan", "power of two"),
+    case("gain too small", as_is, f"{COMPILE} --gain 2**-121", "outside 2**-120"),
+    case("gain of a word", as_is, f"{COMPILE} --gain quiet", "--gain", "quiet", "2**-80"),
+    case("gain 0**-1", as_is, f"{COMPILE} --gain 0**-1", "0**-1", "2**-80"),
+    case("gain 2**-1.5", as_is, f"{COMPILE} --gain 2**-1.5", "2**-1.5", "2**-80"),
+    case("gain 9**99999", as_is, f"{COMPILE} --gain 9**99999", "9**99999", "2**-80"),
+    case("no steps", as_is, f"{COMPILE} --steps 0", "--steps 0", "1 or more"),
+    case("negative batch", as_is, f"{COMPILE} --batch-size=-1", "--batch-size -1", "0 (full batch)"),
+    case("negative rate", as_is, f"{COMPILE} --lr=-0.1", "--lr -0.1", "0 or more"),
+    case("rate NaN", as_is, f"{COMPILE} --lr nan", "--lr nan", "finite"),
+    case("rate infinite", as_is, f"{TRAIN} --lr inf", "--lr inf", "finite"),
+    case("negative seed", as_is, f"{CONFIRM} --seed=-1", "--seed -1", "0 or more"),
+    case("negative seed, verify", as_is, f"{VERIFY} --seed=-1", "--seed -1", "0 or more"),
+    case("batch limit 0", as_is, f"{COMPILE} --batch-limit 0", "--batch-limit 0", "2**62"),
+    case("batch limit huge", as_is, f"{COMPILE} --batch-limit 1{'0' * 400}", "--batch-limit 1000",
+         "2**62"),
+    case("bucket bytes 0", as_is, f"{COMPILE} --bucket-bytes 0", "--bucket-bytes 0", "1 or more"),
+    case("several at once", as_is, f"{COMPILE} --steps 0 --lr nan --seed=-1 --bucket-bytes 0",
+         "--steps 0", "--lr nan", "--seed -1", "--bucket-bytes 0"),
+    case("batch beyond N", as_is, f"{CONFIRM} --batch-limit 9", "64", "N = 9", "--batch-size"),
+    case("--stop-after unknown", as_is, f"{COMPILE} --stop-after Sink", "--stop-after Sink",
+         "NormalizePass", "CheckExtensionPass"),
+    case("--why unknown", as_is, f"{COMPILE} --why nothing", "--why nothing", "no tensor"),
+    case("no such device", as_is, f"{CONFIRM} --device gpu9", "--device gpu9", "torch"),
+    case("no such cuda", as_is, f"{TRAIN} --device cuda:99", "--device cuda:99", "torch"),
+    case("no optimizer", as_is, f"{CONFIRM} --optimizer ''", "--optimizer ''", "as in PyTorch"),
+    case("optimizer with code", as_is, f"{CONFIRM} --optimizer \"__import__('os').abort()\"",
+         "cannot be read", "SGD(momentum=0.9, nesterov=True)"),
+    case("optimizer with a call", as_is, f'{CONFIRM} --optimizer "SGD(momentum=exit())"',
+         "cannot be read", "as in PyTorch"),
+    case("optimizer by position", as_is, f'{CONFIRM} --optimizer "SGD(0.1)"', "cannot be read"),
+    case("optimizer with lr", as_is, f'{CONFIRM} --optimizer "SGD(lr=1)"', "with --lr"),
+    case("unknown optimizer", as_is, f"{CONFIRM} --optimizer Sgd", "no class 'Sgd'", "torch.optim"),
+    case("no optimizer class", as_is, f"{CONFIRM} --optimizer lr_scheduler", "'lr_scheduler'"),
+    case("unknown argument", as_is, f'{CONFIRM} --optimizer "SGD(mom=1)"', "SGD(mom=1)", "mom"),
+    case("refused argument", as_is, f'{TRAIN} --optimizer "SGD(momentum=-1)"', "SGD(momentum=-1)",
+         "Invalid momentum"),
+    case("LBFGS", as_is, f"{CONFIRM} --optimizer LBFGS", "LBFGS", "not supported", "closure"),
+    case("Muon", as_is, f"{TRAIN} --optimizer Muon", "Muon", "not supported"),
+]  # fmt: skip
+
+OUTPUTS = [
+    case("exists", write("out.onnx", b"mine"), COMPILE, "out.onnx", "exists", "--force"),
+    case("trained exists", write("out.trained.onnx", b"mine"), CONFIRM, "out.trained.onnx",
+         "--force"),
+    case("default exists", write("m.gdu.onnx", b"mine"), "m.onnx --weights w.npz", "m.gdu.onnx",
+         "--force"),
+    case("train: exists", as_is, "train e.gdu.onnx", "e.gdu.trained.onnx", "exists", "--force"),
+    case("apply: exists", as_is, "apply e.gdu.onnx --trained t.safetensors", "exists", "--force"),
+    case("extract: exists", as_is, "extract e.gdu.trained.onnx -o m.onnx", "m.onnx", "--force"),
+    case("the base", as_is, "m.onnx --weights w.npz --force -o m.onnx", "the base itself",
+         "choose another -o"),
+    case("the base as trained", rename("m.onnx", "m.trained.onnx"),
+         "m.trained.onnx --weights w.npz --force -o m.onnx", "the base itself", "another -o"),
+    case("a folder", folder_instead("out.onnx"), COMPILE, "out.onnx", "is a folder", "name a file"),
+    case("below a file", as_is, f"{CONFIRM}/below.onnx".replace("out.onnx", "w.npz"),
+         "w.npz/below.onnx", "w.npz is a file", "choose another -o"),
+    case("far below a file", as_is, "train e.gdu.onnx -o w.npz/a/b.onnx", "w.npz is a file"),
+    case("extract below a file", as_is, "extract e.gdu.trained.onnx -o w.npz/a.onnx",
+         "w.npz is a file"),
+    case("name too long", as_is, f"{CONFIRM}{'n' * 300}", "cannot be written", "too long"),
+    case("in the kernel's folder", as_is, "extract e.gdu.trained.onnx -o /proc/a.onnx", "/proc",
+         "cannot be written"),
+    case("dumps below a file", as_is, f"{COMPILE} --dump-dir w.npz", "w.npz", "cannot be written"),
+]  # fmt: skip
+
+
+def without_theta() -> None:
+    """t.safetensors holds something else."""
+    save_file({"fc.weight": W}, "t.safetensors")
+
+
+def theta(**arrays: Any) -> Change:
+    """t.safetensors holds these arrays."""
+    return lambda: save_file(arrays, "t.safetensors")
+
+
+def drop(name: str) -> Change:
+    """An initializer of the extended model is gone."""
+    return edit("e.gdu.onnx", lambda m: m.graph.initializer.remove(initializer(m, name)))
+
+
+def replaced(name: str, array: np.ndarray[Any, Any]) -> Change:
+    """An initializer of the extended model is another array."""
+    return edit(
+        "e.gdu.onnx",
+        lambda m: initializer(m, name).CopyFrom(numpy_helper.from_array(array, name)),
+    )
+
+
+PLAIN = ("m.onnx", "is not an extended model", "gdu-compile MODEL --weights")
+DAMAGED = ("gdu.* metadata of e.gdu.onnx is damaged",)
+CHANGED = ("e.gdu.onnx", "was it changed?")
+SIGNAL, THETA = "gdu_signal_0_0", "gdu_theta_0"
+EXTENDED = [
+    case("train a plain model", as_is, "train m.onnx -o out.onnx", *PLAIN),
+    case("verify a plain model", as_is, "verify m.onnx --trained t.safetensors", *PLAIN),
+    case("apply to a plain model", as_is, "apply m.onnx --trained t.safetensors", *PLAIN),
+    case("extract a plain model", as_is, "extract m.onnx", *PLAIN),
+    case("extract untrained", lambda: shutil.copy("e.gdu.onnx", "u.gdu.onnx"), "extract e.gdu.onnx",
+         "train it first", "gdu-compile train"),
+    case("θ missing", without_theta, VERIFY, "t.safetensors", f"θ '{THETA}'", "it holds fc.weight"),
+    case("θ missing, apply", without_theta, APPLY, "t.safetensors", f"θ '{THETA}'", "state_dict"),
+    case("θ twice", theta(**{f"a.{THETA}": W, f"b.{THETA}": W}), VERIFY, "2 times, not once"),
+    case("θ misshaped", theta(**{THETA: W}), VERIFY, "t.safetensors", f"θ '{THETA}' is float32 "
+         "[3, 4]", "must be float32 [16, 2]"),
+    case("θ of float64", theta(**{THETA: np.zeros((16, 2))}), APPLY, "t.safetensors", "float64",
+         "must be float32 [16, 2]"),
+    case("θ from a plain model", as_is, "verify e.gdu.onnx --trained m.onnx", "m.onnx", THETA,
+         "holds nothing"),
+    case("θ nowhere", as_is, "verify e.gdu.onnx --trained no.safetensors", "no.safetensors: no "),
+    case("θ cut short", cut("t.safetensors", 0.7), VERIFY, "t.safetensors", "cut short"),
+    case("θ of unknown kind", rename("t.safetensors", "t.bin"), "verify e.gdu.onnx --trained t.bin",
+         "t.bin", ".npz and .safetensors"),
+    case("metadata entry missing", metadata("gdu.gain", None), VERIFY, *DAMAGED, "gdu.gain"),
+    case("metadata no JSON", metadata("gdu.buckets", "{"), TRAIN, *DAMAGED),
+    case("metadata of another form", metadata("gdu.buckets", '{"a": [1]}'), APPLY, *DAMAGED),
+    case("metadata: a list", metadata("gdu.buckets", "[]"), VERIFY, *DAMAGED),
+    case("metadata: nested", metadata("gdu.buckets", "[" * 99999), VERIFY, *DAMAGED),
+    case("metadata: no site", metadata("gdu.logits", "3"), VERIFY, *DAMAGED),
+    case("metadata: unknown digits", metadata("gdu.digits", "roman"), VERIFY, *DAMAGED, "roman"),
+    case("metadata: gain of a word", metadata("gdu.gain", "loud"), VERIFY, *DAMAGED),
+    case("metadata: gain huge", metadata("gdu.gain", "0x1p9999"), VERIFY, *DAMAGED),
+    case("metadata: no buckets", metadata("gdu.buckets", "{}"), EXTRACT.replace(".trained", ""),
+         "e.gdu.onnx"),
+    case("metadata: no initial", metadata("gdu.initial", "{}"), VERIFY, *CHANGED, "'w'"),
+    case("metadata: other logits", site(name="z"), VERIFY, *CHANGED, "'z'"),
+    case("metadata: other base logits", site(base="z"), TRAIN, *CHANGED, "'z'"),
+    case("signal missing", drop(SIGNAL), VERIFY, "e.gdu.onnx", SIGNAL),
+    case("signal misshaped", replaced(SIGNAL, np.zeros((3, 2), np.uint16)), VERIFY, *CHANGED,
+         SIGNAL),
+    case("signal of int32", replaced(SIGNAL, np.zeros((12, 2), np.int32)), TRAIN, *CHANGED, SIGNAL),
+    case("θ of the model missing", drop(THETA), VERIFY, "e.gdu.onnx", THETA),
+    case("initial weight misshaped", replaced("gdu_initial_w", W.T), TRAIN, *CHANGED,
+         "gdu_initial_w"),
+    case("switches gone", edit("e.gdu.onnx", lambda m: (m.graph.ClearField("node"),
+         m.graph.node.extend(tiny("logits = Gemm<transB=1>(x, gdu_initial_w, gdu_initial_b)")
+                             .graph.node))), VERIFY, *CHANGED, "switches"),
+]  # fmt: skip
+
+TABLES = {
+    "usage": USAGE, "model": MODEL_FILE, "external": EXTERNAL_DATA, "weights": WEIGHTS,
+    "data": DATA, "logits": LOGITS, "options": OPTIONS, "outputs": OUTPUTS, "extended": EXTENDED,
+}  # fmt: skip
+
+
+def rows() -> Iterator[Any]:
+    """All cases as parameters with readable names."""
+    for table, cases in TABLES.items():
+        for row in cases:
+            yield pytest.param(row, id=f"{table}: {row.what}")
+
+
+@pytest.mark.parametrize("row", rows())
+def test_refused(row: Case, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit 2, a message with the culprit and the way out, in both forms; no file made or changed."""
+    row.change()
+    before = snapshot(here.parent)
+    arguments = shlex.split(row.command)
+    capsys.readouterr()
+
+    assert cli.run(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ") and "Traceback" not in err
+    for text in row.says:
+        assert text in err
+    assert snapshot(here.parent) == before
+
+    assert cli.run([*arguments, "--json"]) == 2
+    out, err = capsys.readouterr()
+    assert err == ""
+    answer = json.loads(out)
+    assert set(answer) == {"schema", "error"} and answer["schema"] == 1
+    assert set(answer["error"]) == {"kind", "message", "problems"}
+    assert answer["error"]["kind"] in {"input", "unsupported"}
+    said = "\n".join([answer["error"]["message"], *answer["error"]["problems"]])
+    for text in row.says:
+        assert text in said
+    assert snapshot(here.parent) == before
