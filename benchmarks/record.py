@@ -334,13 +334,26 @@ def step_rows(recording: Step, base: Step, facts: Extension, repeats: int) -> It
     """(d) One recording step against an ordinary one, and against a plain copy."""
     digits = sum(bucket.rows for bucket in facts.buckets) * facts.code.digits_per_element
     signal, theta = torch.ones(digits, dtype=torch.uint16), torch.zeros(digits)
-    seconds = alternate(
-        {"record": Candidate(recording, recording.forget), "sgd": Candidate(base),
-         "copy": Candidate(partial(theta.copy_, signal))}, repeats,
-    )  # fmt: skip
+    with one_torch_thread():
+        seconds = alternate(
+            {"record": Candidate(recording, recording.forget), "sgd": Candidate(base),
+             "copy": Candidate(partial(theta.copy_, signal))}, repeats,
+        )  # fmt: skip
     for against, name in ((f"SGD step of the base, batch {BATCH}", "sgd"),
                           ("read signal, write θ once (copy)", "copy")):  # fmt: skip
-        yield timed_row("recording step", against, seconds[name], seconds["record"], "ms", 1e3)
+        yield timed_row("recording step, 1 thread", against, seconds[name], seconds["record"],
+                        "ms", 1e3)  # fmt: skip
+
+
+@contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """One thread for torch: on a busy machine several wait for each other, up to 100 ms a step."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def compile_rows(model: Path, weights: Path, files: Files, repeats: int) -> Iterator[Row]:
@@ -435,7 +448,6 @@ def machine() -> dict[str, Any]:
     return {
         "versions": {"python": platform.python_version(), **{p: version(p) for p in packages}},
         "processor": platform.machine(), "cpus": os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
     }  # fmt: skip
 
 
@@ -457,7 +469,7 @@ def main() -> None:
                           **facts, "models": models}))  # fmt: skip
     else:
         console.print(", ".join(f"{name} {number}" for name, number in facts["versions"].items()))
-        console.print(f"{facts['cpus']} CPUs, torch on {facts['torch_threads']} threads; medians")
+        console.print(f"{facts['processor']}, {facts['cpus']} CPUs; numbers are medians")
 
 
 if __name__ == "__main__":

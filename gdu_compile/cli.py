@@ -249,7 +249,9 @@ def wrote(command: str, model: Path, output: Path, as_json: bool) -> int:
 
 def print_json(value: dict[str, Any]) -> None:
     """One object on standard output."""
-    click.echo(json.dumps(value, ensure_ascii=False, allow_nan=False))
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    # A file name that is no UTF-8 comes as lone surrogates: escaped, they are still JSON.
+    click.echo(text.encode("utf-8", "backslashreplace").decode())
 
 
 def fail(kind: str, message: str, problems: tuple[str, ...], as_json: bool) -> None:
@@ -278,6 +280,9 @@ def run(given: list[str]) -> int:
         if verbose and error.exit_code == INTERNAL_CODE:
             traceback.print_exc()
         return error.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return InputError.exit_code
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx is not None else "gdu-compile"
         fail(InputError.kind, error.format_message(), (f"see {where} --help",), as_json)

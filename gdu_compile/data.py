@@ -47,7 +47,9 @@ def load_data(path: Path, inputs: Sequence[ir.Value], site: LogitsSite) -> Datas
 
     Raises:
         InputError: with all problems: missing arrays, shapes, dtypes, labels.
+        UnsupportedError: the model has an input that cannot hold samples.
     """
+    check_inputs(inputs)
     headers = read_arrays(path)
     problems: list[str] = []
     chosen: dict[str, ArrayHeader] = {}
@@ -73,15 +75,40 @@ def load_data(path: Path, inputs: Sequence[ir.Value], site: LogitsSite) -> Datas
     return Dataset("file", str(path), arrays, labels, notes)
 
 
+def check_inputs(inputs: Sequence[ir.Value]) -> None:
+    """Raise UnsupportedError unless samples can lie along axis 0 of every model input."""
+    if not inputs:
+        raise UnsupportedError("the model has no inputs, so there is nothing to run it on; "
+                               "--no-confirm only writes the extended model")  # fmt: skip
+    problems = []
+    for value in inputs:
+        if not isinstance(value.type, ir.TensorType) or value.dtype is None:
+            problems.append(f"input {value.name!r} is no tensor ({value.type})")
+        elif value.dtype == ir.DataType.STRING:
+            problems.append(f"input {value.name!r} takes strings")
+        elif value.shape is not None and not value.shape.rank():
+            problems.append(f"input {value.name!r} is a scalar; make it a constant of the model")
+        elif value.shape is not None and 0 in value.shape:
+            problems.append(
+                f"input {value.name!r} has shape {list_shape(value.shape)}: no elements"
+            )
+    sizes = {str(value.name): size for value in inputs if (size := fixed_batch([value]))}
+    if len(set(sizes.values())) > 1:
+        batches = ", ".join(f"{size} for {name!r}" for name, size in sizes.items())
+        problems.append(f"the batch is fixed to different sizes: {batches}")
+    if problems:
+        raise UnsupportedError("the model's inputs cannot hold samples along axis 0; --no-confirm "
+                               "only writes the extended model", problems)  # fmt: skip
+
+
 def value_named(values: Sequence[ir.Value], name: str) -> ir.Value:
     """The value with this name."""
     return next(value for value in values if value.name == name)
 
 
 def numpy_dtype(value: ir.Value) -> np.dtype[np.generic]:
-    """The dtype of a model input."""
-    if not isinstance(value.type, ir.TensorType) or value.dtype is None:
-        raise UnsupportedError(f"input {value.name!r} is no tensor ({value.type})")
+    """The dtype of a model input, which check_inputs has seen."""
+    assert value.dtype is not None
     return np.dtype(value.dtype.numpy())
 
 
@@ -106,7 +133,7 @@ def input_problems(value: ir.Value, header: ArrayHeader) -> list[str]:
     if not fits:
         problems.append(f"{header.name!r} has shape {list(header.shape)}, but input "
                         f"{value.name!r} takes {list_shape(value.shape)}")  # fmt: skip
-    elif dims and isinstance(dims[0], int) and header.shape[0] < dims[0]:
+    elif isinstance(dims[0], int) and header.shape[0] < dims[0]:
         problems.append(f"{header.name!r} has {header.shape[0]} samples, but the model's batch "
                         f"is fixed to {dims[0]}")  # fmt: skip
     return problems
@@ -147,16 +174,16 @@ def synthetic_data(inputs: Sequence[ir.Value], site: LogitsSite, seed: int) -> D
         >>> synthetic_data([x], site, seed=0).inputs["x"].shape
         (256, 4)
     """
+    check_inputs(inputs)
     rng = np.random.default_rng(seed)
-    fixed = [v.shape[0] for v in inputs if v.shape is not None and v.shape.rank()]
-    samples = next((dim for dim in fixed if isinstance(dim, int)), SYNTHETIC_SAMPLES)
+    samples = fixed_batch(inputs) or SYNTHETIC_SAMPLES
     arrays: dict[str, Array] = {}
     for value in inputs:
         dtype = numpy_dtype(value)
         if value.shape is None:
             raise UnsupportedError(f"input {value.name!r} has no shape; give --data")
         dims = [dim if isinstance(dim, int) else SYNTHETIC_DIM for dim in value.shape]
-        shape = (samples, *dims[1:]) if dims else ()
+        shape = (samples, *dims[1:])
         if np.issubdtype(dtype, np.floating):
             arrays[str(value.name)] = rng.standard_normal(shape).astype(dtype)
         else:

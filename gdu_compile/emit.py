@@ -181,11 +181,10 @@ def emit_decode(
     half = b.op("Mul", shifted, b.float(0.5, "gdu_half"), name="gdu_r_M_2", shape=full)
     rounded = b.op("Round", half, name="gdu_rounded", shape=full)
     nearest = b.op("Clip", rounded, b.float(0.0, "gdu_min"), top, name="gdu_q_float", shape=full)
-    digits = b.op("Cast", nearest, name="gdu_q_hat", dtype=INT32, shape=full, to=INT32.value)
     # The calibrator's own digit is positive, so the sum is, and the product is −0, never +0.
     total = b.op("ReduceSum", nearest, name="gdu_q_sum", shape=[], keepdims=0)
     tie = b.op("Mul", total, b.float(-0.0, "gdu_minus_0"), name="gdu_tie", shape=[])
-    flat = emit_bits(b, digits, rows)
+    flat = emit_bits(b, nearest, rows)
     parts = b.multi_op(
         "Split", flat, b.ints([1, *sizes], "gdu_sizes"), axis=0,
         outputs=[("gdu_calibrator_value", FLOAT, [1, 1]),
@@ -195,31 +194,34 @@ def emit_decode(
 
 
 def emit_bits(b: Builder, digits: ir.Value, rows: int) -> ir.Value:
-    """bits(): INT32 [rows, 2] of 16-bit digits (low, high) → FLOAT [rows, 1], exact.
+    """bits(): FLOAT [rows, 2] of 16-bit digits (low, high) → FLOAT [rows, 1], exact.
 
     ŵ = T[⌊hi/128⌋]·([e > 0] + ((hi mod 128)·65536 + lo)·2⁻²³): every product and
     sum is exact, the last one into the subnormals included; ±∞ comes from T.
+
+    The digits are taken apart as floats, with Floor, and then cast to integers:
+    there the tape ends, so none runs through the base.  (No integer Div or Mod:
+    a framework whose casts keep the tape has no derivative for those.)
     """
     column = [rows, 1]
-
-    def scalar(number: int, name: str) -> ir.Value:
-        return b.constant(np.array(number, dtype=np.int32), name)
-
     low, high = b.multi_op(
         "Split", digits, axis=1, num_outputs=2,
-        outputs=[("gdu_low", INT32, column), ("gdu_high", INT32, column)],
+        outputs=[("gdu_low", FLOAT, column), ("gdu_high", FLOAT, column)],
     )  # fmt: skip
-    scale = scalar(128, "gdu_128")
-    index = b.op("Div", high, scale, name="gdu_sign_exponent", dtype=INT32, shape=column)
-    upper = b.op("Mod", high, scale, name="gdu_upper", dtype=INT32, shape=column)
-    moved = b.op("Mul", upper, scalar(65536, "gdu_65536"), name="gdu_upper_bits", dtype=INT32,
-                 shape=column)  # fmt: skip
-    mantissa = b.op("Add", moved, low, name="gdu_mantissa", dtype=INT32, shape=column)
-    fraction = b.op(
-        "Mul",
-        b.op("Cast", mantissa, name="gdu_mantissa_float", shape=column, to=FLOAT.value),
-        b.float(2.0**-23, "gdu_ulp"), name="gdu_fraction", shape=column,
-    )  # fmt: skip
+    scaled = b.op("Mul", high, b.float(2.0**-7, "gdu_1_128"), name="gdu_hi_128", shape=column)
+    sign_exponent = b.op("Floor", scaled, name="gdu_sign_exponent", shape=column)
+    below = b.op("Mul", sign_exponent, b.float(128, "gdu_128"), name="gdu_below", shape=column)
+    upper = b.op("Sub", high, below, name="gdu_upper", shape=column)
+    moved = b.op("Mul", upper, b.float(65536, "gdu_65536"), name="gdu_upper_bits", shape=column)
+    mantissa = b.op("Add", moved, low, name="gdu_mantissa", shape=column)
+
+    def integer(value: ir.Value, name: str) -> ir.Value:
+        return b.op("Cast", value, name=name, dtype=INT32, shape=column, to=INT32.value)
+
+    index = integer(sign_exponent, "gdu_index")
+    bits = integer(mantissa, "gdu_mantissa_bits")
+    exact = b.op("Cast", bits, name="gdu_mantissa_float", shape=column, to=FLOAT.value)
+    fraction = b.op("Mul", exact, b.float(2.0**-23, "gdu_ulp"), name="gdu_fraction", shape=column)
     power = b.op("Gather", b.constant(exponent_table(), "gdu_T"), index, name="gdu_power",
                  shape=column, axis=0)  # fmt: skip
     implicit = b.op("Gather", b.constant(implicit_bit_table(), "gdu_H"), index,

@@ -10,6 +10,10 @@ from gdu_compile.errors import InputError
 
 def check_input(path: Path) -> None:
     """Raise InputError unless ``path`` is a file with something in it."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{path}: its name is no UTF-8, which ONNX requires; rename it") from error
     # os.path, because Path.is_file raises where a name is too long for the file system.
     if os.path.isdir(path):  # noqa: PTH112
         raise InputError(f"{path}: is a folder; name a file in it")

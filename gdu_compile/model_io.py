@@ -37,18 +37,22 @@ def load(path: str | PathLike[str]) -> ir.Model:
     except Exception as error:
         # protobuf and onnx_ir raise a dozen types on damaged input.
         raise InputError(
-            f"{path}: cannot be read as ONNX ({type(error).__name__}: {first_line(error)}); "
-            "not an ONNX file, or cut short: export or download it again"
+            f"{path}: cannot be read as ONNX ({root_cause(error)}); not an ONNX file, or cut "
+            "short, or broken: export it again, or download it again"
         ) from error
     if len(model.graph) == 0:
         raise InputError(f"{path}: holds no ONNX graph (no nodes); export it again")
     check_external(model, path)
-    check_standard(path)
+    check_standard(model, path)
     return model
 
 
-def check_standard(path: Path) -> None:
+def check_standard(model: ir.Model, path: Path) -> None:
     """Raise InputError when onnx.checker refuses the file (what save() would refuse later)."""
+    newest = onnx.defs.onnx_opset_version()
+    if opset_of(model) > newest:
+        raise InputError(f"{path}: has opset {opset_of(model)}, but onnx {onnx.__version__} ends "
+                         f"at {newest}; export it with that, or install a newer onnx")  # fmt: skip
     try:
         onnx.checker.check_model(str(path))
     except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
@@ -57,6 +61,13 @@ def check_standard(path: Path) -> None:
             "onnx.checker.check_model accepts it",
             [line for line in str(error).splitlines() if line.strip()][:4],
         ) from error
+
+
+def root_cause(error: BaseException) -> str:
+    """What an error that wraps others began with."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def first_line(error: BaseException) -> str:

@@ -16,6 +16,7 @@ from gdu_compile.digits import DEFAULT_GAIN
 from gdu_compile.errors import InputError
 
 T = TypeVar("T")
+MAX_FLOAT32 = (2 - 2**-23) * 2.0**127
 
 
 def option(default: T, help: str, *, metavar: str | None = None, short: str | None = None) -> T:
@@ -93,8 +94,8 @@ class TrainOptions(DataOptions):
             problems.append(f"--steps {self.steps}: must be 1 or more")
         if self.batch_size < 0:
             problems.append(f"--batch-size {self.batch_size}: must be 0 (full batch) or more")
-        if not 0 <= self.lr < float("inf"):
-            problems.append(f"--lr {self.lr}: must be 0 or more, and finite")
+        if not 0 <= self.lr <= MAX_FLOAT32:
+            problems.append(f"--lr {self.lr}: must be 0 or more, and finite in float32")
         return problems
 
 

@@ -12,15 +12,14 @@ from conftest import every_pattern
 from gdu_compile import runtime
 from gdu_compile.contracts import PASS_KEY
 from gdu_compile.digits import LINEAR16, Float32, exponent_table, ulp_distance
-from gdu_compile.emit import INT32, Builder, emit_bits, emit_decode
+from gdu_compile.emit import Builder, emit_bits, emit_decode
 from gdu_compile.names import Names
 from gdu_compile.torch_backend import lower_to_torch
 
 
 def graph_of(build: str, rows: int) -> ir.Model:
     """A model around emit_bits or emit_decode for ``rows`` rows."""
-    kind, shape = (INT32, [rows, 2]) if build == "bits" else (ir.DataType.FLOAT, [rows + 1, 2])
-    x = ir.val("x", kind, shape)
+    x = ir.val("x", ir.DataType.FLOAT, [rows if build == "bits" else rows + 1, 2])
     graph = ir.Graph([x], [], nodes=[], opset_imports={"": 18}, name="g")
     b = Builder(Names(ir.Model(graph, ir_version=10)), "test")
     if build == "bits":
@@ -72,7 +71,7 @@ def test_bits_are_exact_for_every_upper_half() -> None:
     patterns = ((highs[:, None] << 16) | lows[None, :]).reshape(-1)
     values = patterns.view(np.float32)
     patterns = patterns[~np.isnan(values)]
-    digits = np.stack([patterns & 0xFFFF, patterns >> 16], axis=1).astype(np.int32)
+    digits = np.stack([patterns & 0xFFFF, patterns >> 16], axis=1).astype(np.float32)
     for where, (got,) in run_everywhere(graph_of("bits", len(digits)), digits).items():
         assert np.array_equal(got.reshape(-1).view(np.uint32), patterns), where
 
