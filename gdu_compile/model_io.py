@@ -42,6 +42,7 @@ def load(path: str | PathLike[str]) -> ir.Model:
         ) from error
     if len(model.graph) == 0:
         raise InputError(f"{path}: holds no ONNX graph (no nodes); export it again")
+    check_declared(model, path)
     check_external(model, path)
     check_standard(model, path)
     return model
@@ -61,6 +62,27 @@ def check_standard(model: ir.Model, path: Path) -> None:
             "onnx.checker.check_model accepts it",
             [line for line in str(error).splitlines() if line.strip()][:4],
         ) from error
+
+
+def check_declared(model: ir.Model, path: Path) -> None:
+    """Raise InputError when an initializer is not of the type that the graph declares for it."""
+    problems = []
+    for graph in model.graphs():
+        for name, value in graph.initializers.items():
+            tensor, declared = value.const_value, value.shape
+            if tensor is None or declared is None:
+                continue
+            sizes = list(tensor.shape.numpy())
+            same_shape = len(declared) == len(sizes) and all(
+                dim == size
+                for dim, size in zip(declared, sizes, strict=True)
+                if isinstance(dim, int)
+            )
+            if value.dtype != tensor.dtype or not same_shape:
+                problems.append(f"{name!r} is declared {value.dtype} {declared}, but holds "
+                                f"{tensor.dtype} {sizes}")  # fmt: skip
+    if problems:
+        raise InputError(f"{path}: is no valid ONNX model; export it again", problems)
 
 
 def root_cause(error: BaseException) -> str:
@@ -106,8 +128,8 @@ def external_problem(tensor: ir.ExternalTensor) -> str | None:
         return f"{tensor.location} is a link; copy the file itself"
     first, length = tensor.offset or 0, tensor.length
     if first < 0 or length not in (None, tensor.nbytes):
-        return f"its place in {tensor.location} (offset {first}, length {length}) does not fit " \
-               f"its {tensor.nbytes} bytes; save the model again"  # fmt: skip
+        return (f"its place in {tensor.location} (offset {first}, length {length}) does not fit "
+                f"its {tensor.nbytes} bytes; save the model again")  # fmt: skip
     if (size := file.stat().st_size) < first + tensor.nbytes:
         return (f"{tensor.location} is too short ({size} bytes, {first + tensor.nbytes} needed); "
                 "copy it again")  # fmt: skip

@@ -84,7 +84,8 @@ class BindOraclePass(GduPass):
     def match(self, name: str, value: ir.Value) -> tuple[str | None, Array | None]:
         """(complaint, None) or (None, array) for a weight that the oracle names."""
         header = self.oracle[name]
-        shape = tuple(value.shape.numpy()) if value.shape is not None else ()
+        assert value.const_value is not None
+        shape = tuple(value.const_value.shape.numpy())  # the graph may declare it symbolically
         if not is_weight(value):
             return f"{name!r} is {value.dtype} in the model; only FLOAT weights are recorded", None
         if header.dtype != np.float32:

@@ -1,0 +1,103 @@
+"""The docs are true: their commands run, the README's table is what is printed, docstrings run."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+import re
+import shlex
+from pathlib import Path
+
+import gdu_compile.passes
+import pytest
+from conftest import ROOT
+
+import gdu_compile
+import gdu_compile.torch_backend
+from gdu_compile.cli import run
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The indented gdu-compile lines of a page."""
+    lines = [line.strip() for line in page.read_text().splitlines() if line.startswith("    ")]
+    return [shlex.split(line)[1:] for line in lines if line.startswith("gdu-compile ")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In order, from the root of a checkout; all exit 0."""
+    for name in ("models", "docs"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    for arguments in commands(page):
+        assert run(arguments) == 0, arguments
+
+
+def test_there_are_commands_to_test() -> None:
+    """The check above does not pass because nothing was found."""
+    assert len(commands(ROOT / "README.md")) == 5
+    assert len(commands(ROOT / "docs" / "commands.md")) == 8
+
+
+def demo_arguments() -> list[str]:
+    """What `make demo` runs."""
+    makefile = (ROOT / "Makefile").read_text().replace("\\\n", " ")
+    (line,) = re.findall(r"\$\(BIN\)/gdu-compile (.*)", makefile)
+    return shlex.split(line)
+
+
+def test_the_demo_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names, verdicts and digit errors of the README are what `make demo` prints."""
+    (tmp_path / "models").symlink_to(ROOT / "models")
+    monkeypatch.chdir(tmp_path)
+    assert run(demo_arguments()) == 0
+    printed = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()]
+    block = (ROOT / "README.md").read_text().split("<!-- demo table")[1].split("```")[1]
+    table = [line.split() for line in block.splitlines() if line.strip(" ─")]
+    assert len(table) > 12
+    # What torch measures differs between machines in its last bits; all else is exact.
+    exact = [row for row in table if row[0] != "torch"]
+    assert [row for row in exact if row not in printed] == []
+
+
+def test_python_in_the_readme() -> None:
+    """The code block runs."""
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    exec(compile(code, "README.md", "exec"), {})
+
+
+MODULES = sorted(
+    {
+        name
+        for package in (gdu_compile, gdu_compile.passes, gdu_compile.torch_backend)
+        for name in [
+            package.__name__,
+            *(f"{package.__name__}.{m.name}" for m in pkgutil.iter_modules(package.__path__)),
+        ]
+    }
+)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstrings(name: str) -> None:
+    """The examples in docstrings run."""
+    result = doctest.testmod(importlib.import_module(name))
+    assert result.failed == 0
+
+
+def test_there_are_examples_to_test() -> None:
+    """Every public function that a user calls has one that runs."""
+    for function in (gdu_compile.compile, gdu_compile.inspect, gdu_compile.to_torch):
+        assert ">>>" in (function.__doc__ or ""), function
+
+
+def test_links() -> None:
+    """Files that the pages link to exist."""
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            assert target.startswith("https://") or (page.parent / target).exists(), target
