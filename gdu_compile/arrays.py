@@ -95,6 +95,13 @@ def reason_of(error: Exception) -> str:
     return text if len(text) <= 200 else f"{text[:200]} …"
 
 
+def damaged(path: Path, name: str, error: Exception) -> InputError:
+    """The error for contents that cannot be read although their header could."""
+    return InputError(
+        f"{path}: {name!r} is damaged ({reason_of(error)}); save or download it again"
+    )
+
+
 def npz_headers(path: Path) -> tuple[Headers, list[str]]:
     """The headers of an .npz file, and what is wrong with the others."""
     headers: Headers = {}
@@ -153,10 +160,7 @@ class NpyMember:
                 self.content(), self.dtype, math.prod(self.shape), self.offset
             ).reshape(self.shape, order="F" if self.fortran else "C")
         except Exception as error:  # zipfile's and zlib's many
-            raise InputError(
-                f"{self.path}: {self.info.filename!r} is damaged ({reason_of(error)}); "
-                "save or download it again"
-            ) from error
+            raise damaged(self.path, self.info.filename, error) from error
         return array.astype(self.dtype.newbyteorder("="), copy=False)
 
     def content(self) -> memoryview | bytes:
@@ -246,11 +250,18 @@ def safetensors_headers(path: Path) -> tuple[Headers, list[str]]:
 
 
 def safetensors_load(path: Path, name: str) -> Array:
-    """One tensor of a .safetensors file."""
+    """One tensor of a .safetensors file.
+
+    Raises:
+        InputError: the file is no longer what it was when its headers were read.
+    """
     from safetensors import safe_open
 
-    with safe_open(str(path), framework="numpy") as file:
-        array: Array = file.get_tensor(name)
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            array: Array = file.get_tensor(name)
+    except Exception as error:  # safetensors' own, and the system's
+        raise damaged(path, name, error) from error
     return array
 
 

@@ -52,6 +52,14 @@ def train(extended: ModelLike, **options: Any) -> Report:
 
     Raises:
         InputError: something given cannot be used.
+
+    Example:
+        >>> import gdu_compile
+        >>> compiled = gdu_compile.compile(
+        ...     "models/digits_linear.onnx", "models/digits_linear.oracle.npz", confirm=False
+        ... )
+        >>> gdu_compile.train(compiled.extended, lr=37.0, steps=2).armed_at_step
+        1
     """
     chosen = TrainOptions.of(options)
     if chosen.output is not None:
@@ -75,8 +83,19 @@ def verify(extended: ModelLike, trained: TrainedLike, **options: Any) -> Report:
         trained: θ: .safetensors, .npz, a trained .onnx, or a mapping name → array.
         options: see ``options.VerifyOptions``.
 
+    Returns:
+        The report; ``report.weights`` names the tensor and the coordinate that is worst.
+
     Raises:
         InputError: something given cannot be used.
+
+    Example:
+        >>> import gdu_compile
+        >>> compiled = gdu_compile.compile(
+        ...     "models/digits_linear.onnx", "models/digits_linear.oracle.npz"
+        ... )
+        >>> gdu_compile.verify(compiled.extended, compiled.theta).reproduced
+        True
     """
     chosen = VerifyOptions.of(options)
     model, report = open_extended("verify", extended)
@@ -102,6 +121,15 @@ def apply(extended: ModelLike, trained: TrainedLike, **options: Any) -> ir.Model
 
     Raises:
         InputError: something given cannot be used.
+
+    Example:
+        >>> import gdu_compile
+        >>> compiled = gdu_compile.compile(
+        ...     "models/digits_linear.onnx", "models/digits_linear.oracle.npz"
+        ... )
+        >>> trained = gdu_compile.apply(compiled.extended, compiled.theta)
+        >>> trained.graph.initializers["gdu_theta_0"].shape
+        Shape([651, 2])
     """
     chosen = WriteOptions.of(options)
     model, _ = open_extended("apply", extended)
@@ -121,6 +149,15 @@ def extract(trained: ModelLike, **options: Any) -> ir.Model:
 
     Raises:
         InputError: not an extended model, or never trained.
+
+    Example:
+        >>> import gdu_compile
+        >>> compiled = gdu_compile.compile(
+        ...     "models/digits_linear.onnx", "models/digits_linear.oracle.npz"
+        ... )
+        >>> plain = gdu_compile.extract(compiled.trained)
+        >>> sorted(plain.graph.initializers), [node.op_type for node in plain.graph]
+        (['fc.bias', 'fc.weight', 'val_5'], ['Reshape', 'Gemm'])
     """
     chosen = WriteOptions.of(options)
     model, _ = open_extended("extract", trained)

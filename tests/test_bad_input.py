@@ -341,7 +341,7 @@ DATA = [
          "logits = Gemm<transB=1>(y, w, b)"), CONFIRM, "'s' is a scalar", "make it a constant"),
     case("strings", model(inputs="float[N,4] x, string[N] s"), CONFIRM, "'s' takes strings"),
     case("a sequence", model(inputs="float[N,4] x, seq(float[N]) s"), CONFIRM, "'s' is no tensor"),
-    case("no elements", model(inputs="float[N,0] x"), CONFIRM, "'x' [N, 0] has no elements"),
+    case("no elements", model(inputs="float[N,0] x"), CONFIRM, "'x' has shape [N, 0]: no elements"),
     case("no inputs", model(body="logits = Identity(k)", inputs="", outputs="float[2,3] logits",
          more=", float[2,3] k = {1,2,3,4,5,6}"), CONFIRM + " --cover-all", "no inputs",
          "--no-confirm"),

@@ -92,8 +92,10 @@ def test_docstrings(name: str) -> None:
 
 def test_there_are_examples_to_test() -> None:
     """Every public function that a user calls has one that runs."""
-    for function in (gdu_compile.compile, gdu_compile.inspect, gdu_compile.to_torch):
-        assert ">>>" in (function.__doc__ or ""), function
+    names = ["compile", "train", "verify", "apply", "extract", "inspect", "to_torch"]
+    assert set(names) < set(gdu_compile.__all__)
+    for name in names:
+        assert ">>>" in (getattr(gdu_compile, name).__doc__ or ""), name
 
 
 def test_links() -> None:
