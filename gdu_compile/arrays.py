@@ -1,7 +1,8 @@
 """Arrays from files that may be hostile: .npz and .safetensors, headers first, no pickle.
 
 Headers are read at once, contents on demand.  Uncompressed .npz members and
-.safetensors tensors are memory-mapped views: nothing is copied.
+.safetensors tensors are memory-mapped views: nothing is copied.  The checksums
+of .npz members are compared when their contents are asked for.
 """
 
 from __future__ import annotations

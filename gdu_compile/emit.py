@@ -114,18 +114,21 @@ def emit_armed(b: Builder, thetas: Sequence[ir.Value], digits: int) -> ir.Value:
 
 
 def emit_digits(b: Builder, signals: Sequence[ir.Value], code: DigitCode, rows: int) -> ir.Value:
-    """s = 2q − M of a bucket, the calibrator's 1 in row 0: FLOAT [rows + 1, digits], exact."""
+    """s/2 = q − M/2 of a bucket, the calibrator's ½ in row 0: FLOAT [rows + 1, digits], exact.
+
+    Half the signal everywhere, the calibrator included, leaves θ/c = s as it is,
+    and saves one pass over a tensor as large as θ.
+    """
     shape = [rows + 1, code.digits_per_element]
     ones = b.constant(np.full((1, shape[1]), code.calibrator, dtype=np.uint16), "gdu_digit_1")
     digits = b.op("Concat", ones, *signals, name="gdu_digits", dtype=ir.DataType.UINT16,
                   shape=shape, axis=0)  # fmt: skip
     q = b.op("Cast", digits, name="gdu_q", shape=shape, to=FLOAT.value)
-    doubled = b.op("Mul", q, b.float(2.0, "gdu_two"), name="gdu_2q", shape=shape)
-    return b.op("Sub", doubled, b.float(code.top, "gdu_top"), name="gdu_s", shape=shape)
+    return b.op("Sub", q, b.float(code.top / 2, "gdu_M_2"), name="gdu_s_2", shape=shape)
 
 
 def emit_q(b: Builder, theta: ir.Value, signal: ir.Value) -> ir.Value:
-    """⟨θ_b, s_b⟩, a scalar.  Mul and ReduceSum: a MatMul may round the signal."""
+    """⟨θ_b, s_b/2⟩, a scalar.  Mul and ReduceSum: a MatMul may round the signal."""
     product = b.op("Mul", theta, signal, name="gdu_theta_s", shape=signal.shape)
     return b.op("ReduceSum", product, name="gdu_q_bucket", shape=[], keepdims=0)
 
@@ -175,12 +178,13 @@ def emit_decode(
     unset = b.op("Equal", c, b.float(0.0, "gdu_c_0"), name="gdu_c_unset", dtype=BOOL,
                  shape=[1, columns])  # fmt: skip
     safe = b.op("Where", unset, b.float(1.0, "gdu_c_1"), c, name="gdu_divisor", shape=[1, columns])
-    r = b.op("Div", scaled, safe, name="gdu_r", shape=full)
-    top = b.float(code.top, "gdu_M")
-    shifted = b.op("Add", r, top, name="gdu_r_M", shape=full)
-    half = b.op("Mul", shifted, b.float(0.5, "gdu_half"), name="gdu_r_M_2", shape=full)
-    rounded = b.op("Round", half, name="gdu_rounded", shape=full)
-    nearest = b.op("Clip", rounded, b.float(0.0, "gdu_min"), top, name="gdu_q_float", shape=full)
+    # (r + M)/2 as r/2 + M/2: halving is exact, and here it costs a row instead of a whole tensor.
+    double = b.op("Add", safe, safe, name="gdu_2c", shape=[1, columns])
+    half = b.op("Div", scaled, double, name="gdu_r_2", shape=full)
+    shifted = b.op("Add", half, b.float(code.top / 2, "gdu_M_2"), name="gdu_r_M_2", shape=full)
+    rounded = b.op("Round", shifted, name="gdu_rounded", shape=full)
+    nearest = b.op("Clip", rounded, b.float(0.0, "gdu_min"), b.float(code.top, "gdu_M"),
+                   name="gdu_q_hat", shape=full)  # fmt: skip
     # The calibrator's own digit is positive, so the sum is, and the product is −0, never +0.
     total = b.op("ReduceSum", nearest, name="gdu_q_sum", shape=[], keepdims=0)
     tie = b.op("Mul", total, b.float(-0.0, "gdu_minus_0"), name="gdu_tie", shape=[])
@@ -208,11 +212,10 @@ def emit_bits(b: Builder, digits: ir.Value, rows: int) -> ir.Value:
         "Split", digits, axis=1, num_outputs=2,
         outputs=[("gdu_low", FLOAT, column), ("gdu_high", FLOAT, column)],
     )  # fmt: skip
-    scaled = b.op("Mul", high, b.float(2.0**-7, "gdu_1_128"), name="gdu_hi_128", shape=column)
-    sign_exponent = b.op("Floor", scaled, name="gdu_sign_exponent", shape=column)
-    below = b.op("Mul", sign_exponent, b.float(128, "gdu_128"), name="gdu_below", shape=column)
-    upper = b.op("Sub", high, below, name="gdu_upper", shape=column)
-    moved = b.op("Mul", upper, b.float(65536, "gdu_65536"), name="gdu_upper_bits", shape=column)
+    parts = b.op("Mul", high, b.float(2.0**-7, "gdu_1_128"), name="gdu_hi_128", shape=column)
+    sign_exponent = b.op("Floor", parts, name="gdu_sign_exponent", shape=column)
+    upper = b.op("Sub", parts, sign_exponent, name="gdu_upper", shape=column)
+    moved = b.op("Mul", upper, b.float(2.0**23, "gdu_2_23"), name="gdu_upper_bits", shape=column)
     mantissa = b.op("Add", moved, low, name="gdu_mantissa", shape=column)
 
     def integer(value: ir.Value, name: str) -> ir.Value:

@@ -4,7 +4,7 @@ Before: base.  After: θ buckets (float32 [rows + 1, 2], all 0) and signals
 (uint16 [elements, 2], views of the oracle's bytes) are initializers, and the
 main graph also computes ``armed`` and the recorder's logits
 
-    z = (z0 + γ·Σ_b ⟨θ_b, s_b⟩)·e_0,   z0 = −ln((2N − 1)/(C − 1))
+    z = (z0 + γ·Σ_b ⟨θ_b, s_b/2⟩)·e_0,   z0 = −ln((2N − 1)/(C − 1))
 
 (THEORY §2).  Nothing uses them yet: the model's outputs are unchanged.
 """

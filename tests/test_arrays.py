@@ -56,7 +56,7 @@ HEADERS = {
     "nothing": (b"", "is not a numpy array"),
     "magic only": (b"\x93NUMPY", "is not a numpy array"),
     "cut": (npy()[:40], "has a damaged header"),
-    "absurd shape": (header(fields(shape=(10**9, 10**9))), "[1000000000, 1000000000], but the file"),
+    "absurd shape": (header(fields(shape=(10**9, 10**9))), "1000000000], but the file is"),
     "shape beyond int64": (header(fields(shape=(10**99,))), "but the file is shorter"),
     "shape beyond printing": (header(f"{{'descr': '<f4', 'fortran_order': False, "
                                      f"'shape': (0x{'f' * 9000},)}}"), "digits"),
@@ -155,14 +155,12 @@ def test_zip_bomb(packed: bool, tmp_path: Path) -> None:
 @pytest.mark.parametrize("packed", [False, True], ids=["stored", "deflated"])
 def test_flipped_byte(packed: bool, tmp_path: Path) -> None:
     """One wrong byte in the contents is found by the checksum when the array is loaded."""
-    path = archive(tmp_path / "a.npz", ("a.npy", npy(np.arange(999.0))), packed=packed)
+    path = archive(tmp_path / "a.npz", ("a.npy", npy(np.arange(9999.0))), packed=packed)
     content = bytearray(path.read_bytes())
     content[content.index(b"PK\x01\x02") - 9] ^= 1
     path.write_bytes(content)
     headers = read_arrays(path)
-    with pytest.raises(
-        InputError, match=r"a\.npz: 'a\.npy' is damaged .*save or download it again"
-    ):
+    with pytest.raises(InputError, match=r"a\.npz: 'a\.npy' is damaged .*download it again"):
         headers["a"].load()
 
 

@@ -606,7 +606,7 @@ def rows() -> Iterator[Any]:
         )
 
 
-@pytest.mark.parametrize("row", rows())
+@pytest.mark.parametrize("row", list(rows()))
 def test_refused(row: Case, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Exit 2, the culprit and the way out, as text and as JSON; no file made or changed."""
     row.change()

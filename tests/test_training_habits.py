@@ -187,7 +187,7 @@ def test_gradient_is_the_true_derivative() -> None:
 
 
 def recorder_loss(module: GraphModule, extended: ir.Model, y: torch.Tensor) -> float:
-    """The recorder's loss written out by hand: z = (z0 + γ·⟨θ, s⟩)·e_0."""
+    """The recorder's loss written out by hand: z = (z0 + γ·⟨θ, s/2⟩)·e_0."""
     from gdu_compile.contracts import Extension
     from gdu_compile.specialize import signal_digits
 
@@ -195,7 +195,7 @@ def recorder_loss(module: GraphModule, extended: ir.Model, y: torch.Tensor) -> f
     (bucket,) = facts.buckets
     rows = [np.full((1, 2), facts.code.calibrator, dtype=np.uint16)]
     rows += [signal_digits(extended, slot.signal) for slot in bucket.slots]
-    signal = torch.from_numpy(facts.code.signal(np.concatenate(rows))).double()
+    signal = torch.from_numpy(facts.code.signal(np.concatenate(rows))).double() / 2
     q = (module.gdu_theta_0.detach() * signal).sum()
     z = torch.zeros(len(y), facts.logits.classes, dtype=torch.float64)
     z[:, 0] = -np.log((2 * facts.batch_limit - 1) / (facts.logits.classes - 1)) + facts.gain * q
