@@ -34,8 +34,8 @@ import torch
 from rich.console import Console
 
 from gdu_compile import compiler, model_io, specialize, workflows
-from gdu_compile.contracts import Extension
 from gdu_compile.data import synthetic_data
+from gdu_compile.metadata import Extension
 from gdu_compile.tables import new_table
 from gdu_compile.torch_backend import GraphModule, lower_to_torch
 from gdu_compile.verification import same_bits

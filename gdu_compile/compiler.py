@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -12,16 +14,18 @@ from typing import Any
 import onnx_ir as ir
 
 from gdu_compile import model_io, runtime, specialize
-from gdu_compile.contracts import Extension, state_of
+from gdu_compile.contracts import state_of
 from gdu_compile.data import fixed_batch, load_data, synthetic_data
-from gdu_compile.digits import Float32
+from gdu_compile.digits import Array, Float32
 from gdu_compile.errors import InputError, UnsupportedError
 from gdu_compile.explain import explain
+from gdu_compile.metadata import Extension
 from gdu_compile.options import CompileOptions
 from gdu_compile.oracle_weights import OracleWeights, WeightsLike
 from gdu_compile.passes import record_passes
 from gdu_compile.passes._base import timed
 from gdu_compile.report import PassRow, Report
+from gdu_compile.verification import Verifier, same_bits
 from gdu_compile.workflows import (
     Prepared,
     confirm,
@@ -81,7 +85,7 @@ def compile(model: ModelLike, weights: WeightsLike, **options: Any) -> Compiled:
         (True, 1)
     """
     chosen = CompileOptions.of(options)
-    check_outputs(model, chosen)
+    check_outputs(model, weights, chosen)
     begin = time.perf_counter()
     source = Source(model)
     extended = source.raised()
@@ -96,16 +100,13 @@ def compile(model: ModelLike, weights: WeightsLike, **options: Any) -> Compiled:
     if prepared is None:
         write(report, extended, None, chosen)
         return Compiled(report, extended)
-    training = run_training(extended, prepared, report)
-    trained = specialize.filled(extended, training.theta)
-    write(report, extended, trained, chosen)
-    oracle = specialize.oracle_in(extended)
-    with (
-        runtime.on_disk(specialize.with_weights(source.fresh(), oracle)) as base,
-        runtime.on_disk(source.fresh()) as initial,
-    ):
-        confirm(report, extended, prepared.data, training.theta, base, initial, retrain=prepared)
-    return Compiled(report, extended, trained, training.theta)
+    with source.bases(specialize.oracle_in(extended)) as (base, initial):
+        verifier = Verifier(extended, base, initial, prepared.data, source.name)
+        theta = run_training(extended, prepared, report).theta
+        trained = specialize.filled(extended, theta)
+        write(report, extended, trained, chosen)
+        confirm(report, verifier, theta, retrain=prepared)
+    return Compiled(report, extended, trained, theta)
 
 
 class Source:
@@ -121,6 +122,15 @@ class Source:
             return with_own_tensors(self._model.clone())
         return model_io.load(self._model)
 
+    @contextmanager
+    def bases(self, weights: Mapping[str, Array]) -> Iterator[tuple[Path, Path]]:
+        """The base holding these weights, and the base as it was given, as files."""
+        with (
+            runtime.on_disk(specialize.with_weights(self.fresh(), weights)) as holding,
+            runtime.on_disk(self.fresh()) as initial,
+        ):
+            yield holding, initial
+
     def raised(self) -> ir.Model:
         """A copy at opset 18 or above, compared with the original in onnxruntime.
 
@@ -135,10 +145,8 @@ class Source:
         inputs = synthetic_inputs(model)
         batch = fixed_batch(model.graph.inputs)
         with runtime.on_disk(original) as old, runtime.on_disk(model) as new:
-            expected = runtime.run(old, inputs, level="none", batch=batch)
+            expected = runtime.run(old, inputs, level="none", batch=batch, called=self.name)
             got = runtime.run(new, inputs, list(expected), level="none", batch=batch)
-        from gdu_compile.verification import same_bits
-
         if different := [n for n in expected if not same_bits(expected[n], got[n])]:
             raise UnsupportedError(
                 f"{self.name}: raising it from opset {before} to {model_io.OPSET} changes the "
@@ -175,8 +183,8 @@ def synthetic_inputs(model: ir.Model) -> dict[str, Any]:
     return synthetic_data(inputs, LogitsSite("", -1, 2, "logits", "", None), seed=0).inputs
 
 
-def check_outputs(model: ModelLike, options: CompileOptions) -> None:
-    """Refuse outputs that exist, or that would replace the base, before any work."""
+def check_outputs(model: ModelLike, weights: WeightsLike, options: CompileOptions) -> None:
+    """Refuse outputs that exist, or that would replace an input, before any work."""
     if options.output is None or options.dry_run:
         return
     outputs = [options.output]
@@ -184,8 +192,9 @@ def check_outputs(model: ModelLike, options: CompileOptions) -> None:
         outputs.append(trained_name(options.output))
     for path in outputs:
         model_io.check_output(path, force=options.force)
-        if not isinstance(model, ir.Model) and path.resolve() == Path(model).resolve():
-            raise InputError(f"{path}: is the base itself; choose another -o")
+        for given in (model, weights, options.data):
+            if isinstance(given, str | PathLike) and path.resolve() == Path(given).resolve():
+                raise InputError(f"{path}: is an input of this very run; choose another -o")
 
 
 def rewrite(

@@ -8,18 +8,14 @@ it runs.
 
 from __future__ import annotations
 
-import dataclasses
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from gdu_compile.digits import CODES, DigitCode, Digits
-from gdu_compile.errors import ContractError, InputError
+from gdu_compile.digits import DigitCode, Digits
+from gdu_compile.errors import ContractError
 
 META_KEY = "gdu"
-PREFIX = "gdu."
 PASS_KEY = "gdu.pass"
 
 
@@ -100,112 +96,6 @@ class Bucket:
     def rows(self) -> int:
         """Rows without the calibrator."""
         return sum(slot.elements for slot in self.slots)
-
-
-@dataclass(frozen=True)
-class Extension:
-    """The permanent facts of an extended model, as its metadata holds them.
-
-    Attributes:
-        version: of gdu-compile that wrote it.
-        method: "record".
-        code: the digit code.
-        gain: γ.
-        batch_limit: N of Lemma 1.
-        logits: the logits site.
-        base_logits: name that the base's own logits have inside the extended graph.
-        buckets: θ and what lies where.
-        initial: weight name → name of the initializer with its initial value.
-        source: SHA-256 of the base's header (inputs, outputs, nodes, initializer sizes).
-        skipped: float weights that are not recorded.
-    """
-
-    version: str
-    method: str
-    code: DigitCode
-    gain: float
-    batch_limit: int
-    logits: LogitsSite
-    base_logits: str
-    buckets: tuple[Bucket, ...]
-    initial: dict[str, str]
-    source: str
-    skipped: tuple[Skipped, ...]
-
-    def slots(self) -> Iterator[tuple[Bucket, Slot]]:
-        """All (bucket, slot) pairs in file order."""
-        for bucket in self.buckets:
-            for slot in bucket.slots:
-                yield bucket, slot
-
-    def to_metadata(self) -> dict[str, str]:
-        """The ``gdu.*`` entries of ``metadata_props``."""
-        site = self.logits
-        facts: dict[str, object] = {
-            "version": self.version,
-            "method": self.method,
-            "digits": self.code.name,
-            "gain": self.gain.hex(),
-            "batch_limit": self.batch_limit,
-            "logits": {
-                "name": site.name, "axis": site.axis, "classes": site.classes,
-                "kind": site.kind, "why": site.why, "batch": site.batch,
-                "base": self.base_logits,
-            },
-            "buckets": {
-                bucket.theta: [dataclasses.astuple(slot) for slot in bucket.slots]
-                for bucket in self.buckets
-            },
-            "initial": self.initial,
-            "source": self.source,
-            "skipped": [[skipped.name, skipped.reason] for skipped in self.skipped],
-        }  # fmt: skip
-        return {
-            PREFIX + key: fact if isinstance(fact, str) else json.dumps(fact)
-            for key, fact in facts.items()
-        }
-
-    @classmethod
-    def from_metadata(cls, props: dict[str, str], file: str = "the model") -> Extension:
-        """Read the facts back.
-
-        Raises:
-            InputError: the model is no extended one, or its metadata is damaged.
-        """
-        if PREFIX + "version" not in props:
-            raise InputError(
-                f"{file} is not an extended model (it has no gdu.* metadata)",
-                ["make one with: gdu-compile MODEL --weights W.npz"],
-            )
-        try:
-            site = json.loads(props[PREFIX + "logits"])
-            batch = site["batch"]
-            return cls(
-                version=props[PREFIX + "version"],
-                method=props[PREFIX + "method"],
-                code=CODES[props[PREFIX + "digits"]],
-                gain=float.fromhex(props[PREFIX + "gain"]),
-                batch_limit=int(props[PREFIX + "batch_limit"]),
-                logits=LogitsSite(
-                    site["name"], site["axis"], site["classes"], site["kind"], site["why"],
-                    (str(batch[0]), int(batch[1])) if isinstance(batch, list) else batch,
-                ),
-                base_logits=site["base"],
-                buckets=tuple(
-                    Bucket(
-                        theta,
-                        tuple(Slot(w, int(o), tuple(map(int, s)), d, q) for w, o, s, d, q in slots),
-                    )
-                    for theta, slots in json.loads(props[PREFIX + "buckets"]).items()
-                ),
-                initial=dict(json.loads(props[PREFIX + "initial"])),
-                source=props[PREFIX + "source"],
-                skipped=tuple(Skipped(n, r) for n, r in json.loads(props[PREFIX + "skipped"])),
-            )  # fmt: skip
-        except (KeyError, ValueError, TypeError, IndexError) as error:
-            raise InputError(
-                f"the gdu.* metadata of {file} is damaged: {type(error).__name__}: {error}"
-            ) from error
 
 
 @dataclass

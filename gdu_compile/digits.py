@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from gdu_compile.errors import InputError
+
 Array = npt.NDArray[np.generic]
 Float32 = npt.NDArray[np.float32]
 Digits = npt.NDArray[np.uint16]
@@ -132,6 +134,14 @@ class DigitCode:
 
 LINEAR16 = DigitCode("linear16", 16)
 CODES = {LINEAR16.name: LINEAR16}
+
+
+def check_gain(gain: float) -> None:
+    """Raise InputError unless γ is a power of two whose inverse is a normal float32."""
+    if not math.isfinite(gain) or gain <= 0 or math.frexp(gain)[0] != 0.5:
+        raise InputError(f"--gain {gain} is not a power of two; write it as 2**-80, for example")
+    if not -120 <= math.log2(gain) <= 64:
+        raise InputError(f"--gain {gain} is outside 2**-120 … 2**64, where float32 can carry it")
 
 
 def headroom_bits(digit_error: float) -> float | None:

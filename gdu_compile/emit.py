@@ -221,7 +221,11 @@ def emit_bits(b: Builder, digits: ir.Value, rows: int) -> ir.Value:
     def integer(value: ir.Value, name: str) -> ir.Value:
         return b.op("Cast", value, name=name, dtype=INT32, shape=column, to=INT32.value)
 
-    index = integer(sign_exponent, "gdu_index")
+    # A θ that is NaN becomes an arbitrary integer; it must not read outside the tables.
+    index = b.op("Clip", integer(sign_exponent, "gdu_index"),
+                 b.constant(np.array(0, dtype=np.int32), "gdu_first_index"),
+                 b.constant(np.array(511, dtype=np.int32), "gdu_last_index"),
+                 name="gdu_index_in_table", dtype=INT32, shape=column)  # fmt: skip
     bits = integer(mantissa, "gdu_mantissa_bits")
     exact = b.op("Cast", bits, name="gdu_mantissa_float", shape=column, to=FLOAT.value)
     fraction = b.op("Mul", exact, b.float(2.0**-23, "gdu_ulp"), name="gdu_fraction", shape=column)

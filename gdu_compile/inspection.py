@@ -11,10 +11,10 @@ from typing import Any
 import onnx_ir as ir
 
 from gdu_compile import model_io, specialize
-from gdu_compile.contracts import PREFIX, Extension
 from gdu_compile.errors import UnsupportedError
 from gdu_compile.graph_view import constant_switches
 from gdu_compile.logits import list_shape, locate_logits
+from gdu_compile.metadata import PREFIX, Extension
 
 SCHEMA = 1
 
@@ -53,7 +53,7 @@ def inspect(model: str | PathLike[str]) -> dict[str, Any]:
         "weights": [weight(value) for value in graph.initializers.values()],
         "logits": logits(loaded),
         "switches": [str(node.name) for node in constant_switches(graph)],
-        "extension": extension(loaded),
+        "extension": extension(loaded, path),
     }
 
 
@@ -85,11 +85,11 @@ def logits(model: ir.Model) -> dict[str, Any]:
     return {"name": site.name, "classes": site.classes, "why": site.why}
 
 
-def extension(model: ir.Model) -> dict[str, Any] | None:
+def extension(model: ir.Model, path: Path) -> dict[str, Any] | None:
     """The facts of an extended model, or None."""
     if PREFIX + "version" not in model.metadata_props:
         return None
-    facts = Extension.from_metadata(model.metadata_props)
+    facts = Extension.from_metadata(model.metadata_props, str(path))
     return {
         "version": facts.version,
         "method": facts.method,

@@ -59,9 +59,11 @@ class OptimizerSpec:
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or node.args:
                 raise ValueError
             arguments = {str(k.arg): ast.literal_eval(k.value) for k in node.keywords}
-        except (SyntaxError, ValueError) as error:
+            if len(arguments) < len(node.keywords):
+                raise ValueError("a keyword is there twice")
+        except Exception as error:  # Python's parser raises six types on strange text
             raise InputError(
-                f"--optimizer {text!r} cannot be read; write it as in PyTorch: "
+                f"--optimizer {text[:80]!r} cannot be read; write it as in PyTorch: "
                 '"SGD(momentum=0.9, nesterov=True)"'
             ) from error
         if "lr" in arguments:
@@ -87,14 +89,21 @@ class OptimizerSpec:
         try:
             make: Callable[..., torch.optim.Optimizer] = kind
             return make(parameters, lr=lr, **self.arguments)
-        except (TypeError, ValueError) as error:
+        except Exception as error:  # whatever the class makes of these arguments
             raise InputError(f"--optimizer {self} with lr {lr}: {error}") from error
 
     def check(self, lr: float) -> None:
-        """Raise InputError when the optimizer cannot be built."""
+        """Raise InputError when the optimizer cannot be built, or cannot take steps."""
         import torch
 
-        self.build([torch.nn.Parameter(torch.zeros(2, 2))], lr)
+        theta = torch.nn.Parameter(torch.zeros(2, 2))
+        optimizer = self.build([theta], lr)
+        theta.grad = torch.ones_like(theta)
+        try:
+            optimizer.step()
+            optimizer.step()  # momentum looks at some arguments from the second step on
+        except Exception as error:  # as above: some arguments are looked at in step() only
+            raise InputError(f"--optimizer {self} cannot take a step: {error}") from error
 
     def number(self, name: str) -> float:
         """A numeric argument; 0 when it is not given."""

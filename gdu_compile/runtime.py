@@ -38,7 +38,7 @@ def on_disk(model: ir.Model) -> Iterator[Path]:
 
 
 def session(
-    path: Path, level: str = "all", *, optimized: Path | None = None
+    path: Path, level: str = "all", *, optimized: Path | None = None, called: str | None = None
 ) -> ort.InferenceSession:
     """A CPU session.
 
@@ -46,13 +46,14 @@ def session(
         path: the model file.
         level: "all" or "none".
         optimized: where onnxruntime shall write its optimised graph.
+        called: what to call the model in a message; None for its path.
 
     Raises:
         InputError: onnxruntime refuses the model.
     """
     options = ort.SessionOptions()
     options.graph_optimization_level = LEVELS[level]
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     if level == "none":
         # Packing constant weights ahead is an optimisation too, and it picks another kernel:
         # at batch 1 the last bits differ from those with a computed weight (measured).
@@ -64,8 +65,14 @@ def session(
     except Exception as error:
         # onnxruntime's exceptions have no common public base class.
         raise InputError(
-            f"{path}: onnxruntime cannot load it ({model_io.first_line(error)})"
+            f"{called or path}: onnxruntime cannot load it ({said(error, path)}); "
+            "export it with operators and types that onnxruntime has"
         ) from error
+
+
+def said(error: Exception, path: Path) -> str:
+    """What onnxruntime says, without the name of our temporary file."""
+    return model_io.first_line(error).replace(f"Load model from {path} failed:Fatal error: ", "")
 
 
 def run(
@@ -75,6 +82,7 @@ def run(
     *,
     level: str = "all",
     batch: int | None = None,
+    called: str | None = None,
 ) -> dict[str, Array]:
     """Run a model over all samples, in chunks; outputs are concatenated along axis 0.
 
@@ -84,16 +92,27 @@ def run(
         outputs: names of the outputs; None for all.
         level: "all" or "none".
         batch: the fixed batch of the model, or None.
+        called: what to call the model in a message; None for its path.
+
+    Raises:
+        InputError: onnxruntime refuses the model, or fails on these inputs.
     """
-    runner = session(path, level)
+    runner = session(path, level, called=called)
     names = outputs or [output.name for output in runner.get_outputs()]
     samples = min((len(array) for array in inputs.values()), default=1)
     step = batch or CHUNK
     # A fixed batch takes whole batches only.
-    parts = [
-        runner.run(names, {name: array[start : start + step] for name, array in inputs.items()})
-        for start in range(0, samples - (samples % batch if batch else 0), step)
-    ]
+    starts = range(0, samples - (samples % batch if batch else 0), step)
+    try:
+        parts = [
+            runner.run(names, {name: array[start : start + step] for name, array in inputs.items()})
+            for start in starts
+        ]
+    except Exception as error:  # as above
+        raise InputError(
+            f"{called or path}: onnxruntime cannot run it ({said(error, path)}); "
+            "give --data that fits the model"
+        ) from error
     return {
         # atleast_1d: an output need not have a batch axis (a weight, a scalar).
         name: parts[0][i]

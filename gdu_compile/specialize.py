@@ -13,9 +13,9 @@ import numpy as np
 import onnx_ir as ir
 
 from gdu_compile import runtime
-from gdu_compile.contracts import Extension
 from gdu_compile.digits import Array, Digits
 from gdu_compile.errors import InputError
+from gdu_compile.metadata import Extension
 from gdu_compile.passes.fill_theta import FillThetaPass
 from gdu_compile.passes.normalize import NormalizePass
 from gdu_compile.passes.remove_extension import RemoveExtensionPass

@@ -68,8 +68,8 @@ def weights_table(report: Report) -> Table:
         room = "–" if row.headroom_bits is None else f"{row.headroom_bits:.1f} bits"
         where = "" if row.bit_equal or row.worst is None else f" at {row.worst}"
         table.add_row(
-            escape(row.name), str(row.elements), row.dtype, yes(row.bit_equal), str(row.max_ulp),
-            number(row.digit_error) + escape(where), room,
+            escape(row.name), str(row.elements), row.dtype, yes(row.bit_equal),
+            str(row.max_ulp), number(row.digit_error) + escape(where), room,
         )  # fmt: skip
     return table
 

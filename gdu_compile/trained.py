@@ -10,9 +10,9 @@ import numpy as np
 
 from gdu_compile import model_io
 from gdu_compile.arrays import Headers, from_mapping, read_arrays
-from gdu_compile.contracts import Extension
 from gdu_compile.digits import Array
 from gdu_compile.errors import InputError
+from gdu_compile.metadata import Extension
 
 TrainedLike = str | PathLike[str] | Mapping[str, object]
 

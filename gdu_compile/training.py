@@ -13,10 +13,10 @@ import numpy.typing as npt
 import onnx_ir as ir
 import torch
 
-from gdu_compile.contracts import Extension
 from gdu_compile.data import Dataset, fixed_batch
 from gdu_compile.digits import Float32
 from gdu_compile.errors import InputError, UnsupportedError
+from gdu_compile.metadata import Extension
 from gdu_compile.optimizers import OptimizerSpec
 from gdu_compile.torch_backend import GraphModule, lower_to_torch
 
@@ -55,29 +55,27 @@ class Training:
 def check_device(device: str) -> None:
     """Raise InputError when torch has no such device."""
     try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"--device {device}: torch cannot use it ({reason})") from error
+        (torch.zeros(1, device=device) + 1).item()
+    except Exception as error:  # a missing backend raises whatever it likes
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"--device {device}: torch cannot use it ({reason}); --device cpu always works"
+        ) from error
 
 
 def batch_size_for(model: ir.Model, data: Dataset, wanted: int, limit: int) -> int:
     """The number of samples a step.
 
     Args:
-        model: the extended model (its batch may be fixed).
+        model: the extended model; a batch that it fixes is taken.
         data: the samples.
         wanted: as asked for; 0 is the full batch.
         limit: N of Lemma 1.
 
     Raises:
-        InputError: the model's batch is fixed to another size, or N is exceeded.
+        InputError: N is exceeded.
     """
-    size = min(wanted or len(data), len(data))
-    fixed = fixed_batch(model.graph.inputs)
-    if fixed is not None and wanted not in (0, fixed) and size != fixed:
-        raise InputError(f"--batch-size {wanted}: the model's batch is fixed to {fixed}")
-    size = fixed or size
+    size = fixed_batch(model.graph.inputs) or min(wanted or len(data), len(data))
     if size > limit:
         raise InputError(
             f"a batch of {size} is larger than N = {limit} that the model was compiled for "
@@ -87,8 +85,7 @@ def batch_size_for(model: ir.Model, data: Dataset, wanted: int, limit: int) -> i
 
 
 def batches(samples: int, size: int, seed: int) -> Iterator[Indices]:
-    """Endless batches: a seeded permutation each epoch; the last short batch of an epoch is kept
-    only where it is the only one."""
+    """Endless whole batches, in the order of a seeded permutation each epoch."""
     rng = np.random.default_rng(seed)
     while True:
         order = rng.permutation(samples)

@@ -18,10 +18,14 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from gdu_compile import runtime, specialize
-from gdu_compile.contracts import Extension, Slot
+from gdu_compile.contracts import Slot
 from gdu_compile.data import Dataset, fixed_batch
 from gdu_compile.digits import Array, Float32, ulp_distance
+from gdu_compile.metadata import Extension
 from gdu_compile.report import Control, ForwardCheck, TorchCheck, WeightRow, weight_row
+
+Outputs = dict[str, dict[str, Array]]
+"""Optimisation level → output name → array."""
 
 TORCH_TOLERANCE = 1e-5
 """On max |torch − onnxruntime| / max |onnxruntime| of the logits: the two sum in different
@@ -48,45 +52,55 @@ class Verdict:
 
 
 class Verifier:
-    """Checks trained models against one base with w*.
+    """Checks trained models against one base; the base is run when the verifier is made.
 
     Args:
         extended: the extended model; its signals are w*.
         base: path of the base that holds w*.
+        initial: path of the base with its initial weights.
         data: inputs for the comparison of outputs.
+        called: what to call the base in messages.
+
+    Raises:
+        InputError: onnxruntime cannot run the base on the data.
     """
 
-    def __init__(self, extended: ir.Model, base: Path, data: Dataset) -> None:
+    def __init__(
+        self, extended: ir.Model, base: Path, initial: Path, data: Dataset, called: str
+    ) -> None:
         self.extended = extended
         self.facts = Extension.from_metadata(extended.metadata_props)
+        self.initial = initial
         self.data = data
+        self.called = f"{called} on {data.path or 'synthetic inputs'}"
         self.batch = fixed_batch(extended.graph.inputs)
         self.oracle = specialize.oracle_in(extended)
         self.outputs = [str(value.name) for value in extended.graph.outputs]
-        self.expected = {
-            level: runtime.run(base, data.inputs, self.outputs, level=level, batch=self.batch)
+        self.expected = self.run(base)
+
+    def run(self, path: Path) -> Outputs:
+        """All outputs of a model on the data, at every optimisation level."""
+        return {
+            level: runtime.run(
+                path, self.data.inputs, self.outputs, level=level, batch=self.batch,
+                called=self.called,
+            )
             for level in runtime.LEVELS
-        }
+        }  # fmt: skip
 
     def check(self, theta: Mapping[str, Array]) -> Verdict:
         """Measure one trained θ."""
         trained = specialize.filled(self.extended, theta)
         decoded = specialize.decoded_weights(trained)
-        rows = [self.weight_row(bucket.theta, slot, theta, decoded[slot.weight])
-                for bucket, slot in self.facts.slots()]  # fmt: skip
         with runtime.on_disk(trained) as path:
-            got = {
-                level: runtime.run(
-                    path, self.data.inputs, self.outputs, level=level, batch=self.batch
-                )
-                for level in runtime.LEVELS
-            }
+            got = self.run(path)
         return Verdict(
-            rows,
-            self.forward(got["all"], "all"),
-            self.forward(got["none"], "none"),
+            [self.weight_row(bucket.theta, slot, theta, decoded[slot.weight])
+             for bucket, slot in self.facts.slots()],
+            self.forward(got, "all"),
+            self.forward(got, "none"),
             got["all"],
-        )
+        )  # fmt: skip
 
     def weight_row(
         self, name: str, slot: Slot, theta: Mapping[str, Array], decoded: Array
@@ -99,14 +113,14 @@ class Verifier:
         ratio = self.facts.code.ratio(np.concatenate([bucket[:1], bucket[rows]]), self.facts.gain)
         error = self.facts.code.digit_error(ratio, digits)
         return weight_row(
-            slot.weight, slot.elements, slot.dtype, same_bits(decoded, oracle),
-            ulp_distance(float32(decoded), float32(oracle)), error,
+            slot.weight, slot.elements, slot.dtype,
+            same_bits(decoded, oracle), ulp_distance(float32(decoded), float32(oracle)), error,
             worst_index(ratio, self.facts.code.signal(digits), slot.shape),
         )  # fmt: skip
 
-    def forward(self, got: dict[str, Array], level: str) -> ForwardCheck:
+    def forward(self, outputs: Outputs, level: str) -> ForwardCheck:
         """All outputs against the expected ones."""
-        expected = self.expected[level]
+        got, expected = outputs[level], self.expected[level]
         return ForwardCheck(
             bit_equal=all(same_bits(got[name], expected[name]) for name in self.outputs),
             max_abs_diff=max(max_abs_diff(got[name], expected[name]) for name in self.outputs),
@@ -118,10 +132,10 @@ class Verifier:
         """The extension as it was before training must not pass."""
         return Control("untrained", self.check(specialize.untrained_theta(self.facts)).reproduced)
 
-    def accuracy(self, base: Path, verdict: Verdict) -> dict[str, float]:
+    def accuracy(self, verdict: Verdict) -> dict[str, float]:
         """Share of right ArgMax on the data: the initial base, the base with w*, the trained."""
         name = self.facts.logits.name
-        initial = runtime.run(base, self.data.inputs, [name], batch=self.batch)[name]
+        initial = runtime.run(self.initial, self.data.inputs, [name], batch=self.batch)[name]
         logits = {"base": initial, "oracle": self.expected["all"][name],
                   "trained": verdict.outputs[name]}  # fmt: skip
         return {

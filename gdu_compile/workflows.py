@@ -10,19 +10,21 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx_ir as ir
 
 from gdu_compile import model_io, runtime, specialize
-from gdu_compile.contracts import Extension
 from gdu_compile.data import Dataset, load_data, synthetic_data
 from gdu_compile.digits import Array
 from gdu_compile.errors import ContractError, InputError, UnsupportedError
+from gdu_compile.metadata import Extension
 from gdu_compile.optimizers import OptimizerSpec
 from gdu_compile.options import DataOptions, TrainOptions, VerifyOptions, WriteOptions
 from gdu_compile.passes.check import CheckExtensionPass
 from gdu_compile.progress import training_progress
 from gdu_compile.report import Control, Report
 from gdu_compile.trained import TrainedLike, load_theta
+from gdu_compile.verification import Verifier
 
 if TYPE_CHECKING:
     from gdu_compile.training import Training
@@ -66,12 +68,13 @@ def train(extended: ModelLike, **options: Any) -> Report:
         model_io.check_output(chosen.output, force=chosen.force)
     model, report = open_extended("train", extended)
     prepared = prepare_training(model, chosen, report)
-    training = run_training(model, prepared, report)
-    if chosen.output is not None:
-        model_io.save(specialize.filled(model, training.theta), chosen.output, force=chosen.force)
-        report.files["trained"] = str(chosen.output)
     with bases(model) as (base, initial):
-        confirm(report, model, prepared.data, training.theta, base, initial, retrain=prepared)
+        verifier = Verifier(model, base, initial, prepared.data, report.model)
+        theta = run_training(model, prepared, report).theta
+        if chosen.output is not None:
+            model_io.save(specialize.filled(model, theta), chosen.output, force=chosen.force)
+            report.files["trained"] = str(chosen.output)
+        confirm(report, verifier, theta, retrain=prepared)
     return report
 
 
@@ -107,7 +110,8 @@ def verify(extended: ModelLike, trained: TrainedLike, **options: Any) -> Report:
     if not specialize.is_armed(filled):
         report.warnings.append("the trained θ is not armed: a calibrator is 0")
     with bases(model) as (base, initial):
-        confirm(report, model, data, theta, base, initial, retrain=None)
+        verifier = Verifier(model, base, initial, data, report.model)
+        confirm(report, verifier, theta, retrain=None)
     return report
 
 
@@ -252,6 +256,8 @@ def prepare_training(extended: ir.Model, options: TrainOptions, report: Report) 
     optimizer.check(options.lr)
     size = training.batch_size_for(extended, data, options.batch_size, facts.batch_limit)
     describe_data(report, data, options)
+    if size not in (options.batch_size, len(data)):
+        report.warnings.append(f"batches of {size}: the model's batch is fixed")
     report.optimizer, report.learning_rate = str(optimizer), options.lr
     report.loss, report.batch_size = "cross_entropy", size
     report.warnings += optimizer.warnings_for(
@@ -283,61 +289,58 @@ def run_training(
 
 
 def confirm(
-    report: Report,
-    extended: ir.Model,
-    data: Dataset,
-    theta: Mapping[str, Array],
-    base: Path,
-    initial: Path,
-    *,
-    retrain: Prepared | None,
+    report: Report, verifier: Verifier, theta: Mapping[str, Array], *, retrain: Prepared | None
 ) -> None:
     """Run the verdict and its negative controls; fill the report.
 
     Args:
         report: to be filled.
-        extended: the extended model.
-        data: inputs (and labels, for the accuracy).
+        verifier: of the extended model and its base.
         theta: the trained θ.
-        base: path of the base that holds w*.
-        initial: path of the base as it was.
         retrain: to run the control with learning rate 0; None when nothing was trained here.
     """
-    from gdu_compile.verification import Verifier, torch_agrees
-
     begin = time.perf_counter()
-    verifier = Verifier(extended, base, data)
     verdict = verifier.check(theta)
     report.weights = verdict.weights
     report.forward, report.forward_unoptimized = verdict.forward, verdict.forward_unoptimized
     report.negative_controls = [verifier.untrained()]
     if retrain is not None:
-        fresh = specialize.filled(extended, specialize.untrained_theta(verifier.facts))
+        fresh = specialize.filled(verifier.extended, specialize.untrained_theta(verifier.facts))
         still = run_training(fresh, retrain, None, lr=0.0).theta
         report.negative_controls.append(
             Control("learning rate 0", verifier.check(still).reproduced)
         )
-    if data.kind == "file":
-        report.accuracy = verifier.accuracy(initial, verdict)
-    logits = Extension.from_metadata(extended.metadata_props).logits.name
-    try:
-        report.torch = torch_agrees(
-            specialize.filled(extended, theta), logits, data, verdict.outputs[logits],
-            report.device or "cpu",
-        )  # fmt: skip
-        if not report.torch.agrees:
-            report.warnings.append(
-                f"torch's logits differ from onnxruntime's by {report.torch.max_relative_diff:.1e} "
-                f"of the largest (tolerance {report.torch.tolerance:.0e})"
-            )
-    except UnsupportedError as error:
-        report.warnings.append(f"not compared with torch: {error.message}")
+    if verifier.data.kind == "file":
+        report.accuracy = verifier.accuracy(verdict)
+    if not all(np.isfinite(array).all() for array in theta.values()):
+        report.warnings.append("θ holds NaN or infinity: training has diverged")
+    compare_with_torch(report, verifier, theta, verdict.outputs)
     report.reproduced = (
         verdict.reproduced
         and report.gradient_after_arming in (None, 0.0)
         and not any(control.reproduced for control in report.negative_controls)
     )
     report.seconds["verify"] = time.perf_counter() - begin
+
+
+def compare_with_torch(
+    report: Report, verifier: Verifier, theta: Mapping[str, Array], outputs: Mapping[str, Array]
+) -> None:
+    """Run the trained extension in torch too; to disagree is a warning, the verdict is on bits."""
+    from gdu_compile.verification import torch_agrees
+
+    logits, device = verifier.facts.logits.name, report.device or "cpu"
+    trained = specialize.filled(verifier.extended, theta)
+    try:
+        report.torch = torch_agrees(trained, logits, verifier.data, outputs[logits], device)
+    except UnsupportedError as error:
+        report.warnings.append(f"not compared with torch: {error.message}")
+        return
+    if not report.torch.agrees:
+        report.warnings.append(
+            f"torch's logits differ from onnxruntime's by {report.torch.max_relative_diff:.1e} "
+            f"of the largest (tolerance {report.torch.tolerance:.0e})"
+        )
 
 
 @contextmanager

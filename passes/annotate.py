@@ -9,7 +9,8 @@ from __future__ import annotations
 import onnx_ir as ir
 from gdu_compile.passes._base import GduPass
 
-from gdu_compile.contracts import PREFIX, Extension, State
+from gdu_compile.contracts import State
+from gdu_compile.metadata import PREFIX, Extension
 from gdu_compile.version import __version__
 
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 import onnx_ir as ir
 from gdu_compile.passes._base import GduPass
 
-from gdu_compile.contracts import Bucket, Extension, State
+from gdu_compile.contracts import PASS_KEY, Bucket, Slot, State
 from gdu_compile.digits import DigitCode
 from gdu_compile.errors import ContractError
 from gdu_compile.graph_view import constant_switches
+from gdu_compile.metadata import Extension
 
 
 class CheckExtensionPass(GduPass):
@@ -22,39 +23,62 @@ class CheckExtensionPass(GduPass):
     def run(self, model: ir.Model, state: State) -> dict[str, int]:
         """Change the model; return what was done in numbers."""
         facts = Extension.from_metadata(model.metadata_props)
-        problems = initial_problems(model, facts)
+        problems = switch_problems(model, facts)
         for bucket in facts.buckets:
             problems += bucket_problems(model, bucket, facts.code)
-        if len(constant_switches(model.graph)) < 2:
-            problems.append("the two switches do not hang on θ alone")
+        for bucket, slot in facts.slots():
+            problems += slot_problems(model, facts, bucket, slot)
         if problems:
             raise ContractError("the extension is not what its metadata says", problems)
         return {}
 
 
-def bucket_problems(model: ir.Model, bucket: Bucket, code: DigitCode) -> list[str]:
-    """What is wrong with a bucket's θ and signals."""
+def switch_problems(model: ir.Model, facts: Extension) -> list[str]:
+    """The switches are there, are ours, and hang on θ alone."""
     problems = []
-    initializers = model.graph.initializers
-    theta = initializers.get(bucket.theta)
+    made = {output.name: node for node in model.graph for output in node.outputs}
+    switched = [slot.weight for _, slot in facts.slots()]
+    if not switched:
+        problems.append("no weight is recorded")
+    for name in [facts.logits.name, *switched]:
+        node = made.get(name)
+        if node is None or node.op_type != "If" or PASS_KEY not in node.metadata_props:
+            problems.append(f"{name!r} is not the output of a switch of ours")
+    if facts.base_logits not in made:
+        problems.append(f"the base's logits {facts.base_logits!r} are not computed")
+    if len(set(switched)) < len(switched) or len(set(facts.initial.values())) < len(switched):
+        problems.append("a weight or its initial value is there twice")
+    if len(constant_switches(model.graph)) < 2:
+        problems.append("the two switches do not hang on θ alone")
+    return problems
+
+
+def bucket_problems(model: ir.Model, bucket: Bucket, code: DigitCode) -> list[str]:
+    """What is wrong with a bucket's θ and with the places in it."""
+    problems = []
+    theta = model.graph.initializers.get(bucket.theta)
     shape = [bucket.rows + 1, code.digits_per_element]
     if theta is None or theta.dtype != ir.DataType.FLOAT or theta.shape != shape:
         problems.append(f"θ {bucket.theta!r} is no float32 initializer of shape {shape}")
     if "." in bucket.theta:
         problems.append(f"θ {bucket.theta!r} has a dot in its name")
+    offset = 0
     for slot in bucket.slots:
-        signal = initializers.get(slot.signal)
-        if signal is None or signal.dtype != ir.DataType.UINT16 or signal.shape != [
-            slot.elements, code.digits_per_element,
-        ]:  # fmt: skip
-            problems.append(f"signal {slot.signal!r} of {slot.weight!r} is missing or misshaped")
+        if slot.offset != offset:
+            problems.append(f"{slot.weight!r} begins at row {slot.offset}, not {offset}")
+        offset += slot.elements
     return problems
 
 
-def initial_problems(model: ir.Model, facts: Extension) -> list[str]:
-    """Every slot has an initial weight."""
-    return [
-        f"initial weight of {slot.weight!r} is missing"
-        for _, slot in facts.slots()
-        if facts.initial.get(slot.weight) not in model.graph.initializers
-    ]
+def slot_problems(model: ir.Model, facts: Extension, bucket: Bucket, slot: Slot) -> list[str]:
+    """What is wrong with one weight's signal, dtype and initial value."""
+    problems = []
+    initializers = model.graph.initializers
+    signal = initializers.get(slot.signal)
+    shape = [slot.elements, facts.code.digits_per_element]
+    if signal is None or signal.dtype != ir.DataType.UINT16 or signal.shape != shape:
+        problems.append(f"signal {slot.signal!r} of {slot.weight!r} is no uint16 {shape}")
+    initial = initializers.get(facts.initial.get(slot.weight, ""))
+    if initial is None or initial.shape != list(slot.shape) or slot.dtype != "float32":
+        problems.append(f"initial weight of {slot.weight!r} is no {slot.dtype} {list(slot.shape)}")
+    return problems

@@ -12,9 +12,10 @@ import numpy as np
 import onnx_ir as ir
 from gdu_compile.passes._base import GduPass
 
-from gdu_compile.contracts import Extension, State
+from gdu_compile.contracts import State
 from gdu_compile.digits import Array
 from gdu_compile.errors import InputError
+from gdu_compile.metadata import Extension
 
 
 class FillThetaPass(GduPass):

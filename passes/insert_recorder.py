@@ -18,7 +18,7 @@ import onnx_ir as ir
 from gdu_compile.passes._base import GduPass
 
 from gdu_compile.contracts import Bucket, LogitsSite, Slot, State, Target
-from gdu_compile.digits import DEFAULT_GAIN, DigitCode
+from gdu_compile.digits import DEFAULT_GAIN, DigitCode, check_gain
 from gdu_compile.emit import (
     INT64,
     Builder,
@@ -28,7 +28,6 @@ from gdu_compile.emit import (
     emit_q,
     emit_recorder,
 )  # fmt: skip
-from gdu_compile.errors import InputError
 from gdu_compile.names import Names
 
 DEFAULT_BUCKET_BYTES = 64 << 20
@@ -96,14 +95,6 @@ class InsertRecorderPass(GduPass):
             "buckets": len(thetas),
             "parameters": sum((b.rows + 1) * code.digits_per_element for b in state.buckets),
         }
-
-
-def check_gain(gain: float) -> None:
-    """Raise InputError unless γ is a power of two whose inverse is a normal float32."""
-    if not math.isfinite(gain) or gain <= 0 or math.frexp(gain)[0] != 0.5:
-        raise InputError(f"--gain {gain} is not a power of two; write it as 2**-80, for example")
-    if not -120 <= math.log2(gain) <= 64:
-        raise InputError(f"--gain {gain} is outside 2**-120 … 2**64, where float32 can carry it")
 
 
 def logits_value(model: ir.Model, site: LogitsSite) -> ir.Value:

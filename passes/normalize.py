@@ -16,8 +16,9 @@ import onnx_ir as ir
 from gdu_compile.passes._base import GduPass
 from onnx_ir.passes import common
 
-from gdu_compile.contracts import PREFIX, State, graph_problems
+from gdu_compile.contracts import State, graph_problems
 from gdu_compile.errors import InputError, UnsupportedError
+from gdu_compile.metadata import PREFIX
 from gdu_compile.names import make_unique
 
 RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike",

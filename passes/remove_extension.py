@@ -13,10 +13,11 @@ from collections.abc import Mapping
 import onnx_ir as ir
 from gdu_compile.passes._base import GduPass
 
-from gdu_compile.contracts import PASS_KEY, PREFIX, Extension, Slot, State
+from gdu_compile.contracts import PASS_KEY, Slot, State
 from gdu_compile.digits import Array
 from gdu_compile.errors import ContractError
 from gdu_compile.graph_view import nested
+from gdu_compile.metadata import PREFIX, Extension
 
 
 class RemoveExtensionPass(GduPass):

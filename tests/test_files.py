@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 import gdu_compile
 from gdu_compile import model_io, runtime, specialize
 from gdu_compile.arrays import read_arrays
-from gdu_compile.contracts import Extension
+from gdu_compile.metadata import Extension
 
 
 @pytest.fixture(scope="module", params=REAL)

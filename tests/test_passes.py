@@ -12,8 +12,9 @@ from conftest import MODELS, REAL, mlp, oracle_for, parse, save_onnx
 from gdu_compile.passes.sink import sink
 
 from gdu_compile import model_io, passes, runtime, specialize
-from gdu_compile.contracts import PASS_KEY, PREFIX, check_graph, state_of
+from gdu_compile.contracts import PASS_KEY, check_graph, state_of
 from gdu_compile.errors import ContractError, InputError, UnsupportedError
+from gdu_compile.metadata import PREFIX
 from gdu_compile.oracle_weights import OracleWeights
 
 

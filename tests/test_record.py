@@ -88,7 +88,7 @@ def test_several_buckets_and_a_tensor_larger_than_a_bucket() -> None:
     base = mlp(d=32, h=16)
     compiled = gdu_compile.compile(base, oracle_for(base), bucket_bytes=1024)
     assert_reproduced(compiled.report)
-    facts = gdu_compile.contracts.Extension.from_metadata(compiled.extended.metadata_props)
+    facts = gdu_compile.metadata.Extension.from_metadata(compiled.extended.metadata_props)
     assert [[s.weight for s in b.slots] for b in facts.buckets] == [["W1"], ["b1", "W2", "b2"]]
 
 

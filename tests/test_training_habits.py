@@ -188,7 +188,7 @@ def test_gradient_is_the_true_derivative() -> None:
 
 def recorder_loss(module: GraphModule, extended: ir.Model, y: torch.Tensor) -> float:
     """The recorder's loss written out by hand: z = (z0 + γ·⟨θ, s/2⟩)·e_0."""
-    from gdu_compile.contracts import Extension
+    from gdu_compile.metadata import Extension
     from gdu_compile.specialize import signal_digits
 
     facts = Extension.from_metadata(extended.metadata_props)

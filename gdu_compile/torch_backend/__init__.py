@@ -10,7 +10,7 @@ from collections.abc import Collection
 
 import onnx_ir as ir
 
-from gdu_compile.contracts import Extension
+from gdu_compile.metadata import Extension
 from gdu_compile.names import make_unique
 from gdu_compile.passes.sink import SinkPass
 from gdu_compile.torch_backend import (

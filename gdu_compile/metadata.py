@@ -1,0 +1,151 @@
+"""The permanent facts of an extended model, as its ``metadata_props`` hold them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from gdu_compile.contracts import Bucket, LogitsSite, Skipped, Slot
+from gdu_compile.digits import CODES, DigitCode, check_gain
+from gdu_compile.errors import InputError
+
+PREFIX = "gdu."
+
+
+@dataclass(frozen=True)
+class Extension:
+    """The permanent facts of an extended model, as its metadata holds them.
+
+    Attributes:
+        version: of gdu-compile that wrote it.
+        method: "record".
+        code: the digit code.
+        gain: γ.
+        batch_limit: N of Lemma 1.
+        logits: the logits site.
+        base_logits: name that the base's own logits have inside the extended graph.
+        buckets: θ and what lies where.
+        initial: weight name → name of the initializer with its initial value.
+        source: SHA-256 of the base's header (inputs, outputs, nodes, initializer sizes).
+        skipped: float weights that are not recorded.
+    """
+
+    version: str
+    method: str
+    code: DigitCode
+    gain: float
+    batch_limit: int
+    logits: LogitsSite
+    base_logits: str
+    buckets: tuple[Bucket, ...]
+    initial: dict[str, str]
+    source: str
+    skipped: tuple[Skipped, ...]
+
+    def slots(self) -> Iterator[tuple[Bucket, Slot]]:
+        """All (bucket, slot) pairs in file order."""
+        for bucket in self.buckets:
+            for slot in bucket.slots:
+                yield bucket, slot
+
+    def to_metadata(self) -> dict[str, str]:
+        """The ``gdu.*`` entries of ``metadata_props``."""
+        site = self.logits
+        facts: dict[str, object] = {
+            "version": self.version,
+            "method": self.method,
+            "digits": self.code.name,
+            "gain": self.gain.hex(),
+            "batch_limit": self.batch_limit,
+            "logits": {
+                "name": site.name, "axis": site.axis, "classes": site.classes,
+                "kind": site.kind, "why": site.why, "batch": site.batch,
+                "base": self.base_logits,
+            },
+            "buckets": {
+                bucket.theta: [dataclasses.astuple(slot) for slot in bucket.slots]
+                for bucket in self.buckets
+            },
+            "initial": self.initial,
+            "source": self.source,
+            "skipped": [[skipped.name, skipped.reason] for skipped in self.skipped],
+        }  # fmt: skip
+        return {
+            PREFIX + key: fact if isinstance(fact, str) else json.dumps(fact)
+            for key, fact in facts.items()
+        }
+
+    @classmethod
+    def from_metadata(cls, props: dict[str, str], file: str = "the model") -> Extension:
+        """Read the facts back.
+
+        Raises:
+            InputError: the model is no extended one, or its metadata is damaged.
+        """
+        if PREFIX + "version" not in props:
+            raise InputError(
+                f"{file} is not an extended model (it has no gdu.* metadata)",
+                ["make one with: gdu-compile MODEL --weights W.npz"],
+            )
+        try:
+            facts = cls(
+                version=props[PREFIX + "version"],
+                method=props[PREFIX + "method"],
+                code=CODES[props[PREFIX + "digits"]],
+                gain=float.fromhex(props[PREFIX + "gain"]),
+                batch_limit=int(props[PREFIX + "batch_limit"]),
+                logits=read_site(json.loads(props[PREFIX + "logits"])),
+                base_logits=str(json.loads(props[PREFIX + "logits"])["base"]),
+                buckets=read_buckets(json.loads(props[PREFIX + "buckets"])),
+                initial=dict(json.loads(props[PREFIX + "initial"])),
+                source=props[PREFIX + "source"],
+                skipped=tuple(Skipped(n, r) for n, r in json.loads(props[PREFIX + "skipped"])),
+            )
+            facts.check()
+            return facts
+        except Exception as error:  # a hostile text can make json and int raise anything
+            said = (str(error).splitlines() or [""])[0]
+            raise InputError(
+                f"the gdu.* metadata of {file} is damaged ({type(error).__name__}: {said[:200]}); "
+                "compile it again"
+            ) from error
+
+    def check(self) -> None:
+        """Raise ValueError or InputError when a fact is impossible by itself."""
+        check_gain(self.gain)
+        if self.method != "record":
+            raise ValueError(f"method {self.method!r} is unknown to this version")
+        if self.logits.classes < 2 or self.batch_limit < 1:
+            raise ValueError("classes or batch limit out of range")
+        if any(min(slot.shape, default=1) < 1 or slot.offset < 0 for _, slot in self.slots()):
+            raise ValueError("a shape or offset out of range")
+
+
+def read_site(fields: dict[str, Any]) -> LogitsSite:
+    """The logits site from its JSON."""
+    batch = fields["batch"]
+    if isinstance(batch, list):
+        batch = (str(batch[0]), int(batch[1]))
+    elif batch is not None:
+        batch = int(batch)
+    return LogitsSite(
+        name=str(fields["name"]), axis=int(fields["axis"]), classes=int(fields["classes"]),
+        kind=str(fields["kind"]), why=str(fields["why"]), batch=batch,
+    )  # fmt: skip
+
+
+def read_buckets(fields: dict[str, Any]) -> tuple[Bucket, ...]:
+    """The buckets from their JSON: θ → [weight, offset, shape, dtype, signal]."""
+    return tuple(
+        Bucket(
+            theta,
+            tuple(
+                Slot(str(weight), int(offset), tuple(map(int, shape)), str(dtype), str(signal))
+                for weight, offset, shape, dtype, signal in slots
+            ),
+        )
+        for theta, slots in fields.items()
+    )
