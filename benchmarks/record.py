@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import os
 import platform
 import subprocess
@@ -325,14 +326,14 @@ def size_rows(files: Files, facts: Extension) -> Iterator[Row]:
     for label in ("extended", "trained", "extracted"):
         size = model_io.file_bytes(getattr(files, label))
         yield Row(f"file, {label}", "base", original, size, "bytes")
-    theta = sum((bucket.rows + 1) * facts.code.digits_per_element for bucket in facts.buckets)
+    theta = sum(math.prod(bucket.theta_shape(facts.code)) for bucket in facts.buckets)
     weights = sum(bucket.rows for bucket in facts.buckets)
     yield Row("trainable parameters θ", "recorded weights", weights, theta, "numbers")
 
 
 def step_rows(recording: Step, base: Step, facts: Extension, repeats: int) -> Iterator[Row]:
     """(d) One recording step against an ordinary one, and against a plain copy."""
-    digits = sum(bucket.rows for bucket in facts.buckets) * facts.code.digits_per_element
+    digits = sum(math.prod(bucket.theta_shape(facts.code)) for bucket in facts.buckets)
     signal, theta = torch.ones(digits, dtype=torch.uint16), torch.zeros(digits)
     with one_torch_thread():
         seconds = alternate(

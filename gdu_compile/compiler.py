@@ -13,13 +13,14 @@ from typing import Any
 
 import onnx_ir as ir
 
-from gdu_compile import model_io, runtime, specialize
+from gdu_compile import carrying, model_io, runtime, specialize
 from gdu_compile.contracts import state_of
 from gdu_compile.data import fixed_batch, load_data, synthetic_data
-from gdu_compile.digits import Array, Float32
+from gdu_compile.digits import Array, DigitCode, code_named
 from gdu_compile.errors import InputError, UnsupportedError
 from gdu_compile.explain import explain
 from gdu_compile.metadata import Extension
+from gdu_compile.optimizers import OptimizerSpec
 from gdu_compile.options import CompileOptions
 from gdu_compile.oracle_weights import OracleWeights, WeightsLike
 from gdu_compile.passes import record_passes
@@ -48,13 +49,13 @@ class Compiled:
         report: everything that was done and measured.
         extended: the extended model.
         trained: the same graph with θ filled in; None when nothing was trained.
-        theta: bucket name → float32 [rows + 1, digits]; None when nothing was trained.
+        theta: bucket name → [rows + 1, digits]; None when nothing was trained.
     """
 
     report: Report
     extended: ir.Model
     trained: ir.Model | None = None
-    theta: dict[str, Float32] | None = None
+    theta: dict[str, Array] | None = None
 
 
 def compile(model: ModelLike, weights: WeightsLike, **options: Any) -> Compiled:
@@ -90,7 +91,8 @@ def compile(model: ModelLike, weights: WeightsLike, **options: Any) -> Compiled:
     source = Source(model)
     extended = source.raised()
     report = Report("compile", source.name, why=None)
-    rewrite(extended, OracleWeights.load(weights), chosen, report)
+    code, report.digits_why = choose_digits(chosen)
+    rewrite(extended, OracleWeights.load(weights), code, chosen, report)
     if chosen.stop_after is None:
         describe(report, extended)
     report.bytes["base"] = model_io.tensor_bytes(source.fresh())
@@ -197,14 +199,25 @@ def check_outputs(model: ModelLike, weights: WeightsLike, options: CompileOption
                 raise InputError(f"{path}: is an input of this very run; choose another -o")
 
 
+def choose_digits(options: CompileOptions) -> tuple[DigitCode, str]:
+    """The digit code, and why: as named, or the smallest that the bounds allow."""
+    if options.digits != "auto":
+        return code_named(options.digits), "as asked for"
+    optimizer = OptimizerSpec.parse(options.optimizer)
+    return carrying.smallest_code(
+        carrying.Training(optimizer, options.lr, options.steps, options.gain, options.theta_dtype)
+    )
+
+
 def rewrite(
-    model: ir.Model, oracle: OracleWeights, options: CompileOptions, report: Report
-) -> None:
+    model: ir.Model, oracle: OracleWeights, code: DigitCode, options: CompileOptions,
+    report: Report,
+) -> None:  # fmt: skip
     """Run the record passes in place, timed; dump, stop and explain as asked."""
     passes = record_passes(
-        oracle, logits=options.logits, allow_extra=options.allow_extra, strict=options.strict,
-        cover_all=options.cover_all, gain=options.gain, batch_limit=options.batch_limit,
-        bucket_bytes=options.bucket_bytes,
+        oracle, code=code, theta_dtype=options.theta_dtype, logits=options.logits,
+        allow_extra=options.allow_extra, strict=options.strict, cover_all=options.cover_all,
+        gain=options.gain, batch_limit=options.batch_limit, bucket_bytes=options.bucket_bytes,
     )  # fmt: skip
     names = [type(pass_).__name__ for pass_ in passes]
     if options.stop_after is not None and options.stop_after not in names:

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from gdu_compile.digits import DigitCode, Digits
+from gdu_compile.digits import DigitCode
+from gdu_compile.encoding import Encoding, Units, encoding_of
 from gdu_compile.errors import ContractError
 
 META_KEY = "gdu"
@@ -48,19 +49,19 @@ class Target:
     Attributes:
         name: the initializer's name in the base.
         shape: its shape.
-        dtype: its dtype, as numpy spells it.
-        digits: [elements, digits] uint16, a view of the oracle's bytes.
+        dtype: its dtype, as numpy and ml_dtypes spell it.
+        units: [elements, units] uint8 or uint16, a view of the oracle's bytes.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
-    digits: Digits
+    units: Units
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A float weight that is not recorded, and why."""
+    """A weight that is not recorded, and why."""
 
     name: str
     reason: str
@@ -87,7 +88,10 @@ class Slot:
 
 @dataclass(frozen=True)
 class Bucket:
-    """Written by InsertRecorderPass: one trainable tensor θ_b [1 + Σ elements, digits]."""
+    """Written by InsertRecorderPass: one trainable tensor θ_b [1 + Σ elements, digits].
+
+    All its weights have one dtype, so all rows have the same number of digits.
+    """
 
     theta: str
     slots: tuple[Slot, ...]
@@ -96,6 +100,19 @@ class Bucket:
     def rows(self) -> int:
         """Rows without the calibrator."""
         return sum(slot.elements for slot in self.slots)
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of its weights."""
+        return self.slots[0].dtype
+
+    def encoding(self, code: DigitCode) -> Encoding:
+        """How its weights lie in θ."""
+        return encoding_of(code, self.dtype)
+
+    def theta_shape(self, code: DigitCode) -> tuple[int, int]:
+        """[rows + 1, digits]."""
+        return self.rows + 1, self.encoding(code).digits
 
 
 @dataclass
@@ -113,6 +130,7 @@ class State:
     # InsertRecorderPass
     code: DigitCode | None = None
     gain: float | None = None
+    theta_dtype: str | None = None
     batch_limit: int | None = None
     buckets: list[Bucket] | None = None
     armed: ir.Value | None = None

@@ -1,15 +1,17 @@
-"""The digit codes: weights as digits, digits as signals, and back, in numpy.
+"""The digit codes: digits as signals, ratios back to digits, and the bounds, in numpy.
 
-THEORY §2.  A weight's bits are cut into digits q ∈ {0 … M}, M = 2^k − 1; the
-recorder trains towards the signal s = 2q − M, an odd integer that is never 0.
-What the emitted graph computes in ONNX operators (``emit.py``) stands here a
-second time in numpy: tests run both and compare every bit.
+THEORY §2.  A digit q ∈ {0 … M}, M = 2^k − 1, has a signal s(q) that is never 0; the recorder
+leaves θ/c = s(q) up to rounding, and the code reads q back off that ratio.  What the emitted graph
+computes in ONNX operators (``emit_code.py``) stands here a second time in numpy: tests run both and
+compare every bit.
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,42 +20,137 @@ from gdu_compile.errors import InputError
 
 Array = npt.NDArray[np.generic]
 Float32 = npt.NDArray[np.float32]
-Digits = npt.NDArray[np.uint16]
+Float64 = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.integer]
 
-UNIT_ROUNDOFF = 2.0**-24
-"""u of float32, in which θ is kept."""
+UNIT_ROUNDOFF = {"float32": 2.0**-24, "bfloat16": 2.0**-8}
+"""u of the dtypes in which θ may be kept."""
 
 DEFAULT_GAIN = 2.0**-80
 """γ of the quiet recorder (THEORY Lemma 4)."""
 
 
 @dataclass(frozen=True)
-class DigitCode:
-    """The linear code: ``bits`` bits a digit, signal s = 2q − M.
+class DigitCode(ABC):
+    """What a digit of ``bits`` bits is trained towards, and how it is read back.
 
     Attributes:
         name: as written on the command line and in the metadata.
         bits: bits of one digit, k.
-
-    Example:
-        >>> import numpy as np
-        >>> code = DigitCode("linear16", 16)
-        >>> digits = code.to_digits(np.array([-0.0, 1.0], dtype=np.float32))
-        >>> digits.tolist()  # [elements, digits], the low half first
-        [[0, 32768], [0, 16256]]
-        >>> code.signal(digits).tolist()
-        [[-65535.0, 1.0], [-65535.0, -33023.0]]
-        >>> code.from_digits(digits, (2,)).tolist()
-        [-0.0, 1.0]
     """
 
     name: str
     bits: int
+    linear_is_exact: ClassVar[bool] = False
+    """Whether linear optimizers (SGD, momentum, decay, AdamW) leave no error at all."""
 
     @property
     def top(self) -> int:
-        """M, the largest digit and the largest |signal|."""
+        """M, the largest digit."""
         return int(2**self.bits - 1)
+
+    @property
+    @abstractmethod
+    def calibrator(self) -> int:
+        """The digit whose signal is 1."""
+
+    @property
+    @abstractmethod
+    def largest_signal(self) -> float:
+        """max |s|."""
+
+    @property
+    @abstractmethod
+    def sensitivity(self) -> float:
+        """The worst digit's error for a relative error δ of θ/c, divided by δ."""
+
+    @abstractmethod
+    def signal(self, digits: Integers) -> Float32:
+        """s(q), float32, exact; same shape as ``digits``."""
+
+    @abstractmethod
+    def quantize(self, ratio: Float32) -> npt.NDArray[np.int32]:
+        """The digit that a ratio is read as; NaN gives some digit."""
+
+    @abstractmethod
+    def errors(self, ratio: Float32, digits: Integers) -> Float64:
+        """The distance of each ratio from its signal; 1 is where the next digit begins."""
+
+    def for_bits(self, bits: int) -> DigitCode:
+        """This code for elements of ``bits`` bits, which may be fewer than one digit has."""
+        return self
+
+    def ratio(self, theta: Array, gain: float) -> Float32:
+        """r = (θ/γ)/(c/γ), float32, without the calibrator row; θ is [rows + 1, digits].
+
+        An unarmed column (c = 0) is divided by 1, as in the graph.
+        """
+        scaled = theta.astype(np.float32) * np.float32(1.0 / gain)
+        calibrator = scaled[:1]  # 1 x digits
+        safe = np.where(calibrator == 0, np.float32(1), calibrator)
+        with np.errstate(all="ignore"):
+            return np.asarray(scaled[1:] / safe, dtype=np.float32)
+
+    def digit_error(self, ratio: Float32, digits: Integers) -> float:
+        """The largest of ``errors``; digits come back right while it is below 1."""
+        return float(np.max(self.errors(ratio, digits), initial=0.0))
+
+    def digit_error_bound(self, scalings: int, unit: float = UNIT_ROUNDOFF["float32"]) -> float:
+        """The bound of Lemma 2 on the digit error.
+
+        One step leaves a relative error of 4u; each later step that scales a
+        tensor (momentum, decay, loss scaling) adds at most 2u.
+
+        Args:
+            scalings: number of steps after the first that scale θ.
+            unit: u of the dtype in which θ is kept.
+        """
+        return self.sensitivity * (4 + 2 * scalings) * unit
+
+    def exact_scalings(self, unit: float = UNIT_ROUNDOFF["float32"]) -> int:
+        """How many scaling steps are guaranteed to keep every digit right (Lemma 2); −1 if none.
+
+        Example:
+            >>> {code.name: code.exact_scalings() for code in CODES.values()}
+            ... # doctest: +NORMALIZE_WHITESPACE
+            {'linear16': 125, 'float16': 2045, 'linear8': 32893, 'pow2': 2907267, 'linear4': 559237,
+             'linear2': 2796199, 'linear1': 8388604}
+        """
+        scalings = math.ceil((self.room / (self.sensitivity * unit) - 4) / 2) - 1
+        return max(scalings, -1)
+
+    @property
+    def room(self) -> float:
+        """How much of the limit 1 is left to θ's own error; the rest is the reader's rounding."""
+        return 1.0
+
+    def adaptive_error_bound(self, gain: float, eps: float, kappa: float = 1.0) -> float:
+        """The bound of Lemma 4 on the digit error that an adaptive optimizer adds.
+
+        Its step is m/(√v + ε): linear but for a relative error of |g|/ε, where |g| ≤ γ·|κ|·max |s|.
+
+        Args:
+            gain: γ.
+            eps: ε of the optimizer.
+            kappa: |κ|, at most 1 for cross-entropy.
+        """
+        if eps <= 0:
+            return math.inf
+        return self.sensitivity * gain * kappa * self.largest_signal / eps
+
+
+@dataclass(frozen=True)
+class LinearCode(DigitCode):
+    """The linear code: s = 2q − M, an odd integer.
+
+    Example:
+        >>> import numpy as np
+        >>> code = CODES["linear16"]
+        >>> code.signal(np.array([0, 32767, 32768, 65535])).tolist()
+        [-65535.0, -1.0, 1.0, 65535.0]
+        >>> code.quantize(np.float32([-65534.2, 0.9])).tolist()
+        [0, 32768]
+    """
 
     @property
     def calibrator(self) -> int:
@@ -61,40 +158,28 @@ class DigitCode:
         return int(2 ** (self.bits - 1))
 
     @property
-    def digits_per_element(self) -> int:
-        """Digits (= trained parameters) of one float32 weight."""
-        return 32 // self.bits
+    def largest_signal(self) -> float:
+        """M."""
+        return float(self.top)
 
-    def to_digits(self, weight: Array) -> Digits:
-        """The digits of a float32 array, shape [elements, digits], uint16: a view where possible.
+    @property
+    def sensitivity(self) -> float:
+        """A relative error δ moves r by |s|·δ ≤ M·δ, and the next digit is 1 away."""
+        return float(self.top)
 
-        Raises:
-            TypeError: the array is not float32.
-        """
-        if weight.dtype != np.float32:
-            raise TypeError(f"{self.name} holds float32, not {weight.dtype}")
-        little = np.ascontiguousarray(weight).astype("<f4", copy=False)
-        return little.reshape(-1).view("<u2").reshape(weight.size, self.digits_per_element)
+    @property
+    def room(self) -> float:
+        """r/2 + M/2 is rounded too, by at most 2M·u of the limit 1."""
+        return 1.0 - 2 * self.top * UNIT_ROUNDOFF["float32"]
 
-    def from_digits(self, digits: npt.NDArray[np.integer], shape: tuple[int, ...]) -> Float32:
-        """The float32 array of ``shape`` that has these digits [elements, digits]."""
-        return np.ascontiguousarray(digits, dtype="<u2").reshape(-1).view("<f4").reshape(shape)
+    def for_bits(self, bits: int) -> DigitCode:
+        """A digit has no more bits than an element."""
+        return self if bits >= self.bits else LinearCode(f"linear{bits}", bits)
 
-    def signal(self, digits: npt.NDArray[np.integer]) -> Float32:
-        """s = 2q − M, float32, exact; same shape as ``digits``."""
+    def signal(self, digits: Integers) -> Float32:
+        """s = 2q − M, float32, exact."""
         doubled = digits.astype(np.float32) * np.float32(2)
         return np.asarray(doubled - np.float32(self.top), dtype=np.float32)
-
-    def ratio(self, theta: Float32, gain: float) -> Float32:
-        """r = (θ/γ)/(c/γ), float32, without the calibrator row; θ is [rows + 1, digits].
-
-        An unarmed column (c = 0) is divided by 1, as in the graph.
-        """
-        scaled = theta * np.float32(1.0 / gain)
-        calibrator = scaled[:1]  # 1 x digits
-        safe = np.where(calibrator == 0, np.float32(1), calibrator)
-        with np.errstate(all="ignore"):
-            return np.asarray(scaled[1:] / safe, dtype=np.float32)
 
     def quantize(self, ratio: Float32) -> npt.NDArray[np.int32]:
         """q̂ = Clip(Round((r + M)/2), 0, M); NaN gives 0."""
@@ -102,38 +187,155 @@ class DigitCode:
         nearest = np.clip(np.rint(half), np.float32(0), np.float32(self.top))
         return np.asarray(np.nan_to_num(nearest, nan=0.0), dtype=np.int32)
 
-    def digit_error(self, ratio: Float32, digits: npt.NDArray[np.integer]) -> float:
-        """max |r − s|; digits come back right while it is below 1.  NaN counts as infinite."""
-        if ratio.size == 0:
-            return 0.0
-        error = float(np.max(np.abs(ratio.astype(np.float64) - self.signal(digits))))
-        return math.inf if math.isnan(error) else error
+    def errors(self, ratio: Float32, digits: Integers) -> Float64:
+        """|r − s|."""
+        return distance(ratio, self.signal(digits))
 
-    def digit_error_bound(self, scalings: int) -> float:
-        """The bound of Lemma 2 on max |r − s|.
 
-        One step leaves a relative error of 4u; each later step that scales a
-        tensor (momentum, decay, loss scaling) adds at most 2u.
+@dataclass(frozen=True)
+class FloatLikeCode(DigitCode):
+    """The float-like code: 16 bits read as sign, e (5 bits), m (10 bits); s = ±2^e·(1 + m/1024).
 
-        Args:
-            scalings: number of steps after the first that scale θ.
+    The gaps between signals grow with them, so a relative error of 2⁻¹² is
+    tolerated everywhere, against 2⁻¹⁶ in the linear code of the same size.
+
+    Example:
+        >>> import numpy as np
+        >>> code = CODES["float16"]
+        >>> code.signal(np.array([0, 1, 1024, 32768 + 2 * 1024 + 512])).tolist()
+        [1.0, 1.0009765625, 2.0, -6.0]
+        >>> code.quantize(np.float32([1.0004, 1.0006, -6.001])).tolist()
+        [0, 1, 35328]
+    """
+
+    @property
+    def calibrator(self) -> int:
+        """The digit whose signal is 1: all bits 0."""
+        return 0
+
+    @property
+    def largest_signal(self) -> float:
+        """2^31·(2 − 1/1024)."""
+        return 2.0**32 - 2.0**21
+
+    @property
+    def sensitivity(self) -> float:
+        """|s| ≤ 2^(e + 1), and half a gap is 2^e/2048."""
+        return 4096.0
+
+    def powers(self) -> Float32:
+        """±2^(e − 10) by the upper 6 bits of a digit, float32 [64]: s = ±2^(e − 10)·(1024 + m)."""
+        positive = np.ldexp(np.float32(1), np.arange(32) - 10).astype(np.float32)
+        return np.concatenate([positive, -positive])
+
+    def signal(self, digits: Integers) -> Float32:
+        """s = ±2^e·(1 + m/1024), float32, exact."""
+        q = digits.astype(np.int64)
+        return np.asarray(self.powers()[q >> 10] * (1024 + (q & 1023)), dtype=np.float32)
+
+    def quantize(self, ratio: Float32) -> npt.NDArray[np.int32]:
+        """32768·[r < 0] + 1024·e + Round(1024·|r|/2^e) − 1024, e = Floor(log2 |r|), all clipped.
+
+        Right even where log2 misses a power of two by one: the mantissa then
+        rounds to 0 or 2048, which is the same digit (THEORY §2).
         """
-        return self.top * (4 + 2 * scalings) * UNIT_ROUNDOFF
+        size = np.nan_to_num(np.abs(ratio), nan=1.0)
+        size = np.clip(size, np.float32(1), np.float32(2.0**32))
+        e = np.clip(np.floor(np.log2(size)), 0, 31).astype(np.int64)
+        mantissa = np.rint(size / self.powers()[e])
+        q = 32768 * (ratio < 0) + 1024 * e + mantissa - 1024
+        return np.asarray(np.clip(q, 0, self.top), dtype=np.int32)
 
-    def exact_scalings(self) -> int:
-        """How many scaling steps are guaranteed to keep every digit right (Lemma 2).
-
-        Example:
-            >>> DigitCode("linear16", 16).exact_scalings()
-            125
-        """
-        # r + M is rounded too, by at most M·u·2 of the limit 1.
-        room = 1.0 - 2 * self.top * UNIT_ROUNDOFF
-        return int((room / (self.top * UNIT_ROUNDOFF) - 4) / 2)
+    def errors(self, ratio: Float32, digits: Integers) -> Float64:
+        """|r − s| in half gaps; below a power of two the gap is half as wide."""
+        signal = self.signal(digits)
+        half_gap = self.powers()[(digits.astype(np.int64) >> 10) & 31] / 2
+        below = (np.abs(ratio) < np.abs(signal)) & ((digits.astype(np.int64) & 1023) == 0)
+        return np.asarray(distance(ratio, signal) / np.where(below, half_gap / 2, half_gap))
 
 
-LINEAR16 = DigitCode("linear16", 16)
-CODES = {LINEAR16.name: LINEAR16}
+@dataclass(frozen=True)
+class PowerOfTwoCode(DigitCode):
+    """The power-of-two code: sign and e (4 bits), s = ±2^e, 5 bits a digit.
+
+    IEEE scaling commutes with powers of two, so every linear optimizer leaves
+    θ/c = s with no error at all, for ever, in every binary format of θ.
+
+    Example:
+        >>> import numpy as np
+        >>> code = CODES["pow2"]
+        >>> code.signal(np.array([0, 3, 15, 16, 19])).tolist()
+        [1.0, 8.0, 32768.0, -1.0, -8.0]
+        >>> code.quantize(np.float32([1.3, -7.0])).tolist()
+        [0, 19]
+    """
+
+    linear_is_exact: ClassVar[bool] = True
+
+    @property
+    def calibrator(self) -> int:
+        """The digit whose signal is 1: all bits 0."""
+        return 0
+
+    @property
+    def largest_signal(self) -> float:
+        """2^15."""
+        return 2.0**15
+
+    @property
+    def sensitivity(self) -> float:
+        """Errors are counted in half powers of two: 2·log2(1 + δ)."""
+        return 2 / math.log(2)
+
+    def powers(self) -> Float32:
+        """±2^e by digit, float32 [32]."""
+        positive = np.ldexp(np.float32(1), np.arange(16)).astype(np.float32)
+        return np.concatenate([positive, -positive])
+
+    def signal(self, digits: Integers) -> Float32:
+        """s = ±2^e, float32, exact."""
+        return self.powers()[digits.astype(np.int64)]
+
+    def quantize(self, ratio: Float32) -> npt.NDArray[np.int32]:
+        """16·[r < 0] + Clip(Round(log2 |r|), 0, 15)."""
+        size = np.clip(np.nan_to_num(np.abs(ratio), nan=1.0), np.float32(1), np.float32(2.0**15))
+        return np.asarray(16 * (ratio < 0) + np.rint(np.log2(size)), dtype=np.int32)
+
+    def errors(self, ratio: Float32, digits: Integers) -> Float64:
+        """2·|log2(r/s)|; a wrong sign, 0 and NaN count as ∞."""
+        with np.errstate(all="ignore"):
+            quotient = ratio.astype(np.float64) / self.signal(digits)
+            error = 2 * np.abs(np.log2(np.where(quotient > 0, quotient, 0)))
+        return np.asarray(np.nan_to_num(error, nan=math.inf, posinf=math.inf))
+
+
+def distance(ratio: Float32, signal: Float32) -> Float64:
+    """|r − s| in float64; NaN counts as ∞."""
+    difference = np.abs(ratio.astype(np.float64) - signal)
+    return np.asarray(np.nan_to_num(difference, nan=math.inf, posinf=math.inf))
+
+
+ALL_CODES: tuple[DigitCode, ...] = (
+    LinearCode("linear16", 16), FloatLikeCode("float16", 16), LinearCode("linear8", 8),
+    PowerOfTwoCode("pow2", 5), LinearCode("linear4", 4), LinearCode("linear2", 2),
+    LinearCode("linear1", 1),
+)  # fmt: skip
+CODES = {code.name: code for code in ALL_CODES}
+"""Name → code, the one with the fewest trained parameters per weight first."""
+
+DEFAULT_CODE = CODES["linear16"]
+"""What the passes take when nothing is said."""
+
+
+def code_named(name: str) -> DigitCode:
+    """The code of this name.
+
+    Raises:
+        InputError: there is none; names those that are.
+    """
+    if name not in CODES:
+        raise InputError(f"--digits {name}: no such digit code; there are {', '.join(CODES)}")
+    return CODES[name]
 
 
 def check_gain(gain: float) -> None:
@@ -149,41 +351,3 @@ def headroom_bits(digit_error: float) -> float | None:
     if digit_error == 0 or not math.isfinite(digit_error):
         return None
     return -math.log2(digit_error)
-
-
-def exponent_table() -> Float32:
-    """T[sign·256 + e] = ±2^(max(e, 1) − 127), float32 [512]; e = 255 is ±∞.
-
-    All finite entries are normal numbers, so the table survives a runtime that
-    flushes subnormals to zero.
-    """
-    exponent = np.maximum(np.arange(256), 1).astype(np.int32)
-    with np.errstate(over="ignore"):
-        positive = np.ldexp(np.float32(1), exponent - 127).astype(np.float32)
-    return np.concatenate([positive, -positive])
-
-
-def implicit_bit_table() -> Float32:
-    """[e > 0] for the same index: 1 for a normal number, 0 for a subnormal or ±0; float32 [512]."""
-    one = np.ones(512, dtype=np.float32)
-    one[[0, 256]] = 0
-    return one
-
-
-def ulp_distance(a: Float32, b: Float32) -> int:
-    """Largest distance in units in the last place between two float32 arrays; −0 and 0 are 1 apart.
-
-    Example:
-        >>> import numpy as np
-        >>> ulp_distance(np.float32([1.0]), np.nextafter(np.float32([1.0]), np.float32(2)))
-        1
-    """
-    if a.size == 0:
-        return 0
-
-    def ordered(x: Float32) -> npt.NDArray[np.int64]:
-        bits = np.ascontiguousarray(x).reshape(-1).view(np.int32).astype(np.int64)
-        # Negative floats count downwards from −0, which lies one below +0.
-        return np.where(bits < 0, -(bits & 0x7FFFFFFF) - 1, bits)
-
-    return int(np.max(np.abs(ordered(a) - ordered(b))))

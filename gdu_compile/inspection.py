@@ -95,13 +95,15 @@ def extension(model: ir.Model, path: Path) -> dict[str, Any] | None:
         "method": facts.method,
         "digits": facts.code.name,
         "gain": facts.gain,
+        "theta_dtype": facts.theta_dtype,
         "batch_limit": facts.batch_limit,
         "logits": asdict(facts.logits),
         "armed": specialize.is_armed(model),
         "buckets": [
             {
                 "theta": bucket.theta,
-                "shape": [bucket.rows + 1, facts.code.digits_per_element],
+                "shape": list(bucket.theta_shape(facts.code)),
+                "dtype": bucket.dtype,
                 "weights": [slot.weight for slot in bucket.slots],
             }
             for bucket in facts.buckets

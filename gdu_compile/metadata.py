@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from gdu_compile.contracts import Bucket, LogitsSite, Skipped, Slot
-from gdu_compile.digits import CODES, DigitCode, check_gain
+from gdu_compile.digits import CODES, UNIT_ROUNDOFF, DigitCode, check_gain
 from gdu_compile.errors import InputError
+from gdu_compile.number_formats import FORMATS
 
 PREFIX = "gdu."
 
@@ -24,6 +25,7 @@ class Extension:
         method: "record".
         code: the digit code.
         gain: γ.
+        theta_dtype: dtype of θ, "float32" or "bfloat16".
         batch_limit: N of Lemma 1.
         logits: the logits site.
         base_logits: name that the base's own logits have inside the extended graph.
@@ -37,6 +39,7 @@ class Extension:
     method: str
     code: DigitCode
     gain: float
+    theta_dtype: str
     batch_limit: int
     logits: LogitsSite
     base_logits: str
@@ -59,6 +62,7 @@ class Extension:
             "method": self.method,
             "digits": self.code.name,
             "gain": self.gain.hex(),
+            "theta_dtype": self.theta_dtype,
             "batch_limit": self.batch_limit,
             "logits": {
                 "name": site.name, "axis": site.axis, "classes": site.classes,
@@ -96,6 +100,7 @@ class Extension:
                 method=props[PREFIX + "method"],
                 code=CODES[props[PREFIX + "digits"]],
                 gain=float.fromhex(props[PREFIX + "gain"]),
+                theta_dtype=props[PREFIX + "theta_dtype"],
                 batch_limit=int(props[PREFIX + "batch_limit"]),
                 logits=read_site(json.loads(props[PREFIX + "logits"])),
                 base_logits=str(json.loads(props[PREFIX + "logits"])["base"]),
@@ -118,6 +123,15 @@ class Extension:
         check_gain(self.gain)
         if self.method != "record":
             raise ValueError(f"method {self.method!r} is unknown to this version")
+        if self.theta_dtype not in UNIT_ROUNDOFF:
+            raise ValueError(f"θ of dtype {self.theta_dtype!r} is unknown to this version")
+        if any(
+            not bucket.slots
+            or {slot.dtype for slot in bucket.slots} - {bucket.dtype}
+            or bucket.dtype not in FORMATS
+            for bucket in self.buckets
+        ):
+            raise ValueError("a bucket is empty, or its weights are not of one known dtype")
         if self.logits.classes < 2 or self.batch_limit < 1:
             raise ValueError("classes or batch limit out of range")
         if any(min(slot.shape, default=1) < 1 or slot.offset < 0 for _, slot in self.slots()):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from gdu_compile.digits import DEFAULT_GAIN
+from gdu_compile.digits import CODES, DEFAULT_GAIN, UNIT_ROUNDOFF
 from gdu_compile.errors import InputError
 
 T = TypeVar("T")
@@ -104,6 +104,10 @@ class CompileOptions(TrainOptions):
     """Everything that ``gdu-compile compile`` can be told."""
 
     logits: str | None = option(None, "Output to take as logits.", metavar="NAME")
+    digits: str = option("auto", "Digit code: linear16, float16, linear8, pow2, linear4, linear2, "
+                         "linear1; auto: the smallest that the bounds allow for the optimizer "
+                         "and the steps.", metavar="CODE")  # fmt: skip
+    theta_dtype: str = option("float32", "Dtype of θ: float32 or bfloat16.", metavar="DTYPE")
     gain: float = option(DEFAULT_GAIN, "Gain γ of the recorder, a power of two: 2**-80.",
                          metavar="2**-N")  # fmt: skip
     batch_limit: int = option(2**20, "N: the largest batch that will ever be trained on.")
@@ -124,6 +128,10 @@ class CompileOptions(TrainOptions):
         problems = super().problems()
         if not 1 <= self.batch_limit <= 2**62:
             problems.append(f"--batch-limit {self.batch_limit}: must be 1 … 2**62")
+        if self.digits not in {"auto", *CODES}:
+            problems.append(f"--digits {self.digits}: auto, {', '.join(CODES)}")
+        if self.theta_dtype not in UNIT_ROUNDOFF:
+            problems.append(f"--theta-dtype {self.theta_dtype}: {' or '.join(UNIT_ROUNDOFF)}")
         if self.bucket_bytes < 1:
             problems.append(f"--bucket-bytes {self.bucket_bytes}: must be 1 or more")
         return problems

@@ -87,6 +87,7 @@ class Report:
     method: str = "record"
     reproduced: bool | None = None
     digits: str | None = None
+    digits_why: str | None = None
     gain: float | None = None
     optimizer: str | None = None
     learning_rate: float | None = None

@@ -7,12 +7,17 @@ graph optimisations and without packing constant weights ahead.
 
 from __future__ import annotations
 
+import ctypes
+import math
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import ml_dtypes
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
@@ -24,6 +29,7 @@ LEVELS = {
     "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
+BFLOAT16 = "tensor(bfloat16)"
 CHUNK = 1024
 """Samples per call where the batch is dynamic, so that memory does not grow with the data."""
 
@@ -75,6 +81,31 @@ def said(error: Exception, path: Path) -> str:
     return model_io.first_line(error).replace(f"Load model from {path} failed:Fatal error: ", "")
 
 
+def call(runner: ort.InferenceSession, names: list[str], inputs: Mapping[str, Array]) -> list[Any]:
+    """One call; bfloat16, which onnxruntime does not hand to numpy, goes over by its bytes."""
+    types = {value.name: value.type for value in [*runner.get_inputs(), *runner.get_outputs()]}
+    if BFLOAT16 not in types.values():
+        return list(runner.run(names, inputs))
+    given = {
+        name: ort.OrtValue.ortvalue_from_numpy_with_onnx_type(
+            np.ascontiguousarray(array).view(np.uint16), onnx.TensorProto.BFLOAT16
+        )
+        if types[name] == BFLOAT16
+        else ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+        for name, array in inputs.items()
+    }
+    return [array_of(value) for value in runner.run_with_ort_values(names, given)]
+
+
+def array_of(value: ort.OrtValue) -> Any:
+    """An OrtValue as numpy and ml_dtypes have it."""
+    if value.data_type() != BFLOAT16:
+        return value.numpy()
+    shape = value.shape()
+    content = ctypes.string_at(value.data_ptr(), 2 * math.prod(shape))  # a copy
+    return np.frombuffer(content, dtype=ml_dtypes.bfloat16).reshape(shape)
+
+
 def run(
     path: Path,
     inputs: Mapping[str, Array],
@@ -105,7 +136,7 @@ def run(
     starts = range(0, samples - (samples % batch if batch else 0), step)
     try:
         parts = [
-            runner.run(names, {name: array[start : start + step] for name, array in inputs.items()})
+            call(runner, names, {n: array[start : start + step] for n, array in inputs.items()})
             for start in starts
         ]
     except Exception as error:  # as above

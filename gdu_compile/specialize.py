@@ -13,9 +13,11 @@ import numpy as np
 import onnx_ir as ir
 
 from gdu_compile import runtime
-from gdu_compile.digits import Array, Digits
+from gdu_compile.digits import Array
+from gdu_compile.encoding import Units
 from gdu_compile.errors import InputError
 from gdu_compile.metadata import Extension
+from gdu_compile.number_formats import numpy_dtype
 from gdu_compile.passes.fill_theta import FillThetaPass
 from gdu_compile.passes.normalize import NormalizePass
 from gdu_compile.passes.remove_extension import RemoveExtensionPass
@@ -30,10 +32,8 @@ def filled(extended: ir.Model, theta: Mapping[str, Array]) -> ir.Model:
 
 def untrained_theta(facts: Extension) -> dict[str, Array]:
     """θ as compile() writes it: zeros."""
-    return {
-        bucket.theta: np.zeros((bucket.rows + 1, facts.code.digits_per_element), dtype=np.float32)
-        for bucket in facts.buckets
-    }
+    dtype = numpy_dtype(facts.theta_dtype)
+    return {b.theta: np.zeros(b.theta_shape(facts.code), dtype=dtype) for b in facts.buckets}
 
 
 def without_extension(extended: ir.Model, weights: Mapping[str, Array]) -> ir.Model:
@@ -52,20 +52,23 @@ def with_weights(base: ir.Model, weights: Mapping[str, Array]) -> ir.Model:
     return model
 
 
-def signal_digits(extended: ir.Model, name: str) -> Digits:
-    """The digits [elements, digits] in a signal initializer."""
+def signal_units(extended: ir.Model, name: str) -> Units:
+    """The units [elements, units] in a signal initializer."""
     tensor = extended.graph.initializers[name].const_value
     if tensor is None:
         raise InputError(f"signal {name!r} has no value")
-    return tensor.numpy()
+    units: Units = tensor.numpy()
+    return units
 
 
 def oracle_in(extended: ir.Model) -> dict[str, Array]:
     """w*, read off the signals of an extended model."""
     facts = Extension.from_metadata(extended.metadata_props)
     return {
-        slot.weight: facts.code.from_digits(signal_digits(extended, slot.signal), slot.shape)
-        for _, slot in facts.slots()
+        slot.weight: bucket.encoding(facts.code).from_units(
+            signal_units(extended, slot.signal), slot.shape
+        )
+        for bucket, slot in facts.slots()
     }
 
 

@@ -47,6 +47,8 @@ def print_report(report: Report, console: Console) -> None:
     if report.weights:
         console.print(weights_table(report))
         console.print(checks_table(report))
+    if report.digits_why is not None:
+        say(console, f"digits   {report.digits}: {escape(report.digits_why)}")
     if report.why is not None:
         for line in report.why:
             say(console, f"  {escape(line)}")

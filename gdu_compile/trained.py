@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 
-import numpy as np
-
 from gdu_compile import model_io
 from gdu_compile.arrays import Headers, from_mapping, read_arrays
 from gdu_compile.digits import Array
@@ -35,14 +33,14 @@ def load_theta(trained: TrainedLike, facts: Extension) -> dict[str, Array]:
     theta: dict[str, Array] = {}
     for bucket in facts.buckets:
         names = [n for n in headers if n == bucket.theta or n.endswith("." + bucket.theta)]
-        shape = (bucket.rows + 1, facts.code.digits_per_element)
+        shape = bucket.theta_shape(facts.code)
         if len(names) != 1:
             problems.append(f"θ {bucket.theta!r} is there {len(names)} times, not once")
             continue
         header = headers[names[0]]
-        if header.dtype != np.float32 or header.shape != shape:
+        if str(header.dtype) != facts.theta_dtype or header.shape != shape:
             problems.append(f"θ {header.name!r} is {header.dtype} {list(header.shape)}, "
-                            f"but must be float32 {list(shape)}")  # fmt: skip
+                            f"but must be {facts.theta_dtype} {list(shape)}")  # fmt: skip
             continue
         theta[bucket.theta] = header.load()
     if problems:

@@ -14,11 +14,11 @@ import onnx_ir as ir
 import torch
 
 from gdu_compile.data import Dataset, fixed_batch
-from gdu_compile.digits import Float32
+from gdu_compile.digits import Array
 from gdu_compile.errors import InputError, UnsupportedError
 from gdu_compile.metadata import Extension
 from gdu_compile.optimizers import OptimizerSpec
-from gdu_compile.torch_backend import GraphModule, lower_to_torch
+from gdu_compile.torch_backend import GraphModule, lower_to_torch, to_array
 
 logger = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
@@ -30,7 +30,7 @@ class Training:
     """What a training run has left.
 
     Attributes:
-        theta: bucket name → float32 [rows + 1, digits].
+        theta: bucket name → [rows + 1, digits].
         steps: optimizer steps made.
         armed_at_step: after which step the network was armed, from 1; 0 if it was
             before the first; None if never.
@@ -42,7 +42,7 @@ class Training:
         warnings: what a reader should know.
     """
 
-    theta: dict[str, Float32]
+    theta: dict[str, Array]
     steps: int
     armed_at_step: int | None
     gradient_after_arming: float | None
@@ -195,12 +195,9 @@ class Run:
         elif self.first_gradient is None:
             self.first_gradient = largest
 
-    def theta(self) -> dict[str, Float32]:
+    def theta(self) -> dict[str, Array]:
         """θ as numpy arrays."""
-        return {
-            name: theta.detach().cpu().numpy().copy()
-            for name, theta in self.module.named_parameters()
-        }
+        return {name: to_array(theta) for name, theta in self.module.named_parameters()}
 
     def unarmed_reason(self, lr: float) -> str:
         """Why nothing was recorded."""

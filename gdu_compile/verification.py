@@ -18,10 +18,11 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from gdu_compile import runtime, specialize
-from gdu_compile.contracts import Slot
+from gdu_compile.contracts import Bucket, Slot
 from gdu_compile.data import Dataset, fixed_batch
-from gdu_compile.digits import Array, Float32, ulp_distance
+from gdu_compile.digits import Array, Float64
 from gdu_compile.metadata import Extension
+from gdu_compile.number_formats import ulp_distance
 from gdu_compile.report import Control, ForwardCheck, TorchCheck, WeightRow, weight_row
 
 Outputs = dict[str, dict[str, Array]]
@@ -95,7 +96,7 @@ class Verifier:
         with runtime.on_disk(trained) as path:
             got = self.run(path)
         return Verdict(
-            [self.weight_row(bucket.theta, slot, theta, decoded[slot.weight])
+            [self.weight_row(bucket, slot, theta, decoded[slot.weight])
              for bucket, slot in self.facts.slots()],
             self.forward(got, "all"),
             self.forward(got, "none"),
@@ -103,19 +104,20 @@ class Verifier:
         )  # fmt: skip
 
     def weight_row(
-        self, name: str, slot: Slot, theta: Mapping[str, Array], decoded: Array
+        self, bucket: Bucket, slot: Slot, theta: Mapping[str, Array], decoded: Array
     ) -> WeightRow:
         """Bits, ULPs and digit error of one weight."""
         oracle = self.oracle[slot.weight]
-        digits = specialize.signal_digits(self.extended, slot.signal)
-        bucket = np.asarray(theta[name], dtype=np.float32)
+        encoding = bucket.encoding(self.facts.code)
+        digits = encoding.cut(specialize.signal_units(self.extended, slot.signal))
+        trained = theta[bucket.theta]
         rows = slice(1 + slot.offset, 1 + slot.offset + slot.elements)
-        ratio = self.facts.code.ratio(np.concatenate([bucket[:1], bucket[rows]]), self.facts.gain)
-        error = self.facts.code.digit_error(ratio, digits)
+        ratio = encoding.code.ratio(np.concatenate([trained[:1], trained[rows]]), self.facts.gain)
+        errors = encoding.code.errors(ratio, digits)  # elements x digits
         return weight_row(
-            slot.weight, slot.elements, slot.dtype,
-            same_bits(decoded, oracle), ulp_distance(float32(decoded), float32(oracle)), error,
-            worst_index(ratio, self.facts.code.signal(digits), slot.shape),
+            slot.weight, slot.elements, slot.dtype, same_bits(decoded, oracle),
+            ulp_distance(decoded, oracle), float(np.max(errors, initial=0.0)),
+            worst_index(errors, slot.shape),
         )  # fmt: skip
 
     def forward(self, outputs: Outputs, level: str) -> ForwardCheck:
@@ -142,11 +144,6 @@ class Verifier:
             who: float(np.mean(np.argmax(z, axis=-1) == self.data.labels[: len(z)]))
             for who, z in logits.items()
         }
-
-
-def float32(array: Array) -> Float32:
-    """The array with its type stated."""
-    return np.asarray(array, dtype=np.float32)
 
 
 def same_bits(a: Array, b: Array) -> bool:
@@ -176,12 +173,11 @@ def max_abs_diff(a: Array, b: Array) -> float:
     return float(np.max(np.where(alike, 0.0, np.nan_to_num(difference, nan=math.inf))))
 
 
-def worst_index(ratio: Float32, signal: Float32, shape: tuple[int, ...]) -> list[int] | None:
-    """Index in the weight of the element with the largest digit error."""
-    if ratio.size == 0:
+def worst_index(errors: Float64, shape: tuple[int, ...]) -> list[int] | None:
+    """Index in the weight of the element with the largest of the errors [elements, digits]."""
+    if errors.size == 0:
         return None
-    error = np.nan_to_num(np.abs(ratio.astype(np.float64) - signal), nan=math.inf)
-    element = int(np.argmax(error)) // ratio.shape[1]
+    element = int(np.argmax(errors)) // errors.shape[1]
     return [int(i) for i in np.unravel_index(element, shape)] if shape else []
 
 

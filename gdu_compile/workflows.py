@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from gdu_compile import model_io, runtime, specialize
+from gdu_compile import carrying, model_io, runtime, specialize
 from gdu_compile.data import Dataset, load_data, synthetic_data
 from gdu_compile.digits import Array
 from gdu_compile.errors import ContractError, InputError, UnsupportedError
@@ -260,9 +260,8 @@ def prepare_training(extended: ir.Model, options: TrainOptions, report: Report) 
         report.warnings.append(f"batches of {size}: the model's batch is fixed")
     report.optimizer, report.learning_rate = str(optimizer), options.lr
     report.loss, report.batch_size = "cross_entropy", size
-    report.warnings += optimizer.warnings_for(
-        facts.code, lr=options.lr, steps=options.steps, gain=facts.gain
-    )
+    plan = carrying.Training(optimizer, options.lr, options.steps, facts.gain, facts.theta_dtype)
+    report.warnings += carrying.warnings_for(plan, facts.code)
     return Prepared(data, optimizer, size, options)
 
 

@@ -34,7 +34,7 @@ from gdu_compile.passes.sink import SinkPass
 
 from gdu_compile.oracle_weights import OracleWeights
 
-from gdu_compile.digits import DEFAULT_GAIN  # isort: skip
+from gdu_compile.digits import DEFAULT_CODE, DEFAULT_GAIN, DigitCode  # isort: skip
 
 __all__ = [
     "ALL_PASSES", "AnnotatePass", "BindOraclePass", "CheckExtensionPass", "FillThetaPass",
@@ -52,6 +52,8 @@ ALL_PASSES: tuple[type[GduPass], ...] = (
 def record_passes(
     oracle: OracleWeights,
     *,
+    code: DigitCode = DEFAULT_CODE,
+    theta_dtype: str = "float32",
     logits: str | None = None,
     allow_extra: bool = False,
     strict: bool = False,
@@ -64,6 +66,8 @@ def record_passes(
 
     Args:
         oracle: the oracle weights w*.
+        code: the digit code.
+        theta_dtype: dtype of θ, "float32" or "bfloat16".
         logits: name of the output to record through; None to search.
         allow_extra: ignore oracle names that the model does not have.
         strict: refuse when a float weight is not covered.
@@ -75,8 +79,12 @@ def record_passes(
     return [
         NormalizePass(),
         LocateLogitsPass(logits),
-        BindOraclePass(oracle, allow_extra=allow_extra, strict=strict, cover_all=cover_all),
-        InsertRecorderPass(gain=gain, batch_limit=batch_limit, bucket_bytes=bucket_bytes),
+        BindOraclePass(
+            oracle, code=code, allow_extra=allow_extra, strict=strict, cover_all=cover_all
+        ),
+        InsertRecorderPass(
+            gain=gain, batch_limit=batch_limit, bucket_bytes=bucket_bytes, theta_dtype=theta_dtype
+        ),
         InsertSwitchesPass(),
         AnnotatePass(),
         RestoreConstantsPass(),

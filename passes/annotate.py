@@ -17,7 +17,8 @@ from gdu_compile.version import __version__
 class AnnotatePass(GduPass):
     """Write the metadata."""
 
-    needs = ("buckets", "initial", "base_logits", "logits", "source", "code", "gain", "skipped")
+    needs = ("buckets", "initial", "base_logits", "logits", "source", "code", "gain",
+             "theta_dtype", "skipped")  # fmt: skip
 
     def run(self, model: ir.Model, state: State) -> dict[str, int]:
         """Change the model; return what was done in numbers."""
@@ -43,6 +44,7 @@ def extension_of(state: State) -> Extension:
         method="record",
         code=state.code,
         gain=state.gain,
+        theta_dtype=state.theta_dtype or "float32",
         batch_limit=state.batch_limit,
         logits=state.logits,
         base_logits=state.base_logits,

@@ -1,7 +1,7 @@
 """BindOraclePass: which initializer gets which digits.
 
 Before: a normalized model.  After: unchanged; state ``targets`` (the oracle's
-bytes as digits, views) and ``skipped`` (float weights that keep their values).
+bytes as units, views) and ``skipped`` (weights that keep their values).
 Refuses, all problems at once: names the model does not have (unless
 ``allow_extra``), wrong shapes and dtypes, NaN, and with ``strict`` weights that
 the oracle does not cover.
@@ -9,14 +9,17 @@ the oracle does not cover.
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 from gdu_compile.passes._base import GduPass
 
 from gdu_compile.contracts import Skipped, State, Target
-from gdu_compile.digits import LINEAR16, Array, DigitCode
+from gdu_compile.digits import DEFAULT_CODE, Array, DigitCode
+from gdu_compile.encoding import encoding_of
 from gdu_compile.errors import InputError
 from gdu_compile.oracle_weights import OracleWeights
+from gdu_compile.weights import dtype_name, is_usual_weight, no_weight
 
 
 class BindOraclePass(GduPass):
@@ -40,7 +43,7 @@ class BindOraclePass(GduPass):
         allow_extra: bool = False,
         strict: bool = False,
         cover_all: bool = False,
-        code: DigitCode = LINEAR16,
+        code: DigitCode = DEFAULT_CODE,
     ) -> None:
         self.oracle = oracle
         self.allow_extra = allow_extra
@@ -59,7 +62,7 @@ class BindOraclePass(GduPass):
                 complaint, array = self.match(name, value)
                 if complaint is not None:
                     problems.append(complaint)
-            elif is_weight(value) and name not in lifted:
+            elif is_usual_weight(value) and name not in lifted:
                 array, reason = self.uncovered(name, value, problems)
                 if array is None:
                     skipped.append(Skipped(name, reason))
@@ -70,7 +73,8 @@ class BindOraclePass(GduPass):
             if array.size == 0:
                 skipped.append(Skipped(name, "has no elements"))
                 continue
-            targets.append(Target(name, array.shape, str(array.dtype), self.code.to_digits(array)))
+            encoding = encoding_of(self.code, str(array.dtype))
+            targets.append(Target(name, array.shape, str(array.dtype), encoding.units(array)))
         if not self.allow_extra:
             problems += self.unknown(model)
         if not targets and not problems:
@@ -86,13 +90,17 @@ class BindOraclePass(GduPass):
         header = self.oracle[name]
         assert value.const_value is not None
         shape = tuple(value.const_value.shape.numpy())  # the graph may declare it symbolically
-        if not is_weight(value):
-            return f"{name!r} is {value.dtype} in the model; only FLOAT weights are recorded", None
-        if header.dtype != np.float32:
-            return f"{name!r} is {header.dtype}, but float32 in the model: convert it", None
         if header.shape != shape:
             return f"{name!r} has shape {list(header.shape)}, but {list(shape)} in the model", None
+        if (reason := no_weight(value)) is not None:
+            same = np.array_equal(header.load(), value.const_value.numpy())
+            return (None if same else f"{name!r} {reason}"), None
+        dtype = dtype_name(value)
+        if str(header.dtype) != dtype and not is_raw(header.dtype, dtype):
+            return f"{name!r} is {header.dtype}, but {dtype} in the model: convert it", None
         array = header.load()
+        if is_raw(header.dtype, dtype):
+            array = array.view(ml_dtypes.bfloat16)
         if (bad := first_nan(array)) is not None:
             return f"{name!r} holds NaN (first at flat index {bad})", None
         return None, array
@@ -124,21 +132,24 @@ class BindOraclePass(GduPass):
 
 def known_weights(model: ir.Model) -> str:
     """The names that an oracle could use, for a message."""
-    known = [name for name, value in model.graph.initializers.items() if is_weight(value)]
+    known = [name for name, value in model.graph.initializers.items() if is_usual_weight(value)]
     names = ", ".join(known[:12]) or "none"
     return f"weights of the model: {names}{' …' if len(known) > 12 else ''}"
 
 
-def is_weight(value: ir.Value) -> bool:
-    """A float32 initializer: what this version records."""
-    return value.dtype == ir.DataType.FLOAT
+def is_raw(given: np.dtype[np.generic], wanted: str) -> bool:
+    """Whether numpy has lost the name of the dtype: it writes bfloat16 into .npz files as |V2."""
+    return wanted == "bfloat16" and given.kind == "V" and given.itemsize == 2
 
 
 def first_nan(array: Array) -> int | None:
-    """Flat index of the first NaN; the array is read in pieces of 16 MB."""
+    """Flat index of the first NaN; the array is read in pieces of 4 M elements."""
     flat = array.reshape(-1)
+    if array.dtype.kind in "iu":
+        return None
     for start in range(0, flat.size, 1 << 22):
-        where = np.flatnonzero(np.isnan(flat[start : start + (1 << 22)]))
+        with np.errstate(invalid="ignore"):  # ml_dtypes warns of signalling NaNs
+            where = np.flatnonzero(np.isnan(flat[start : start + (1 << 22)]))
         if where.size:
             return start + int(where[0])
     return None

@@ -15,6 +15,7 @@ from gdu_compile.digits import DigitCode
 from gdu_compile.errors import ContractError
 from gdu_compile.graph_view import constant_switches
 from gdu_compile.metadata import Extension
+from gdu_compile.weights import dtype_name
 
 
 class CheckExtensionPass(GduPass):
@@ -25,7 +26,7 @@ class CheckExtensionPass(GduPass):
         facts = Extension.from_metadata(model.metadata_props)
         problems = switch_problems(model, facts)
         for bucket in facts.buckets:
-            problems += bucket_problems(model, bucket, facts.code)
+            problems += bucket_problems(model, bucket, facts.code, facts.theta_dtype)
         for bucket, slot in facts.slots():
             problems += slot_problems(model, facts, bucket, slot)
         if problems:
@@ -53,13 +54,13 @@ def switch_problems(model: ir.Model, facts: Extension) -> list[str]:
     return problems
 
 
-def bucket_problems(model: ir.Model, bucket: Bucket, code: DigitCode) -> list[str]:
+def bucket_problems(model: ir.Model, bucket: Bucket, code: DigitCode, dtype: str) -> list[str]:
     """What is wrong with a bucket's θ and with the places in it."""
     problems = []
     theta = model.graph.initializers.get(bucket.theta)
-    shape = [bucket.rows + 1, code.digits_per_element]
-    if theta is None or theta.dtype != ir.DataType.FLOAT or theta.shape != shape:
-        problems.append(f"θ {bucket.theta!r} is no float32 initializer of shape {shape}")
+    shape = list(bucket.theta_shape(code))
+    if theta is None or dtype_name(theta) != dtype or theta.shape != shape:
+        problems.append(f"θ {bucket.theta!r} is no {dtype} initializer of shape {shape}")
     if "." in bucket.theta:
         problems.append(f"θ {bucket.theta!r} has a dot in its name")
     offset = 0
@@ -75,10 +76,12 @@ def slot_problems(model: ir.Model, facts: Extension, bucket: Bucket, slot: Slot)
     problems = []
     initializers = model.graph.initializers
     signal = initializers.get(slot.signal)
-    shape = [slot.elements, facts.code.digits_per_element]
-    if signal is None or signal.dtype != ir.DataType.UINT16 or signal.shape != shape:
-        problems.append(f"signal {slot.signal!r} of {slot.weight!r} is no uint16 {shape}")
+    encoding = bucket.encoding(facts.code)
+    shape, dtype = [slot.elements, encoding.units_per_element], str(encoding.unit_dtype)
+    if signal is None or dtype_name(signal) != dtype or signal.shape != shape:
+        problems.append(f"signal {slot.signal!r} of {slot.weight!r} is no {dtype} {shape}")
     initial = initializers.get(facts.initial.get(slot.weight, ""))
-    if initial is None or initial.shape != list(slot.shape) or slot.dtype != "float32":
+    fits = initial is not None and dtype_name(initial) == slot.dtype
+    if initial is None or not fits or initial.shape != list(slot.shape):
         problems.append(f"initial weight of {slot.weight!r} is no {slot.dtype} {list(slot.shape)}")
     return problems

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
 import onnx_ir as ir
 from gdu_compile.passes._base import GduPass
 
@@ -22,7 +21,7 @@ class FillThetaPass(GduPass):
     """Write θ.
 
     Args:
-        theta: bucket name → float32 [rows + 1, digits].
+        theta: bucket name → [rows + 1, digits], of the model's dtype of θ.
     """
 
     def __init__(self, theta: Mapping[str, Array]) -> None:
@@ -33,13 +32,13 @@ class FillThetaPass(GduPass):
         facts = Extension.from_metadata(model.metadata_props)
         problems = []
         for bucket in facts.buckets:
-            shape = (bucket.rows + 1, facts.code.digits_per_element)
+            shape = bucket.theta_shape(facts.code)
             array = self.theta.get(bucket.theta)
             if array is None:
                 problems.append(f"θ {bucket.theta!r} is missing")
-            elif array.shape != shape or array.dtype != np.float32:
+            elif array.shape != shape or str(array.dtype) != facts.theta_dtype:
                 problems.append(f"θ {bucket.theta!r} is {array.dtype} {list(array.shape)}, "
-                                f"but must be float32 {list(shape)}")  # fmt: skip
+                                f"but must be {facts.theta_dtype} {list(shape)}")  # fmt: skip
         if problems:
             raise InputError("the trained tensors do not fit the extended model", problems)
         for bucket in facts.buckets:

@@ -1,10 +1,10 @@
 """InsertRecorderPass: θ, the signals, and the logits that record them.
 
-Before: base.  After: θ buckets (float32 [rows + 1, 2], all 0) and signals
-(uint16 [elements, 2], views of the oracle's bytes) are initializers, and the
-main graph also computes ``armed`` and the recorder's logits
+Before: base.  After: θ buckets ([rows + 1, digits], all 0) and signals
+(uint8 or uint16 [elements, units], views of the oracle's bytes) are
+initializers, and the main graph also computes ``armed`` and the recorder's logits
 
-    z = (z0 + γ·Σ_b ⟨θ_b, s_b/2⟩)·e_0,   z0 = −ln((2N − 1)/(C − 1))
+    z = (z0 + γ·Σ_b ⟨θ_b, s_b⟩)·e_0,   z0 = −ln((2N − 1)/(C − 1))
 
 (THEORY §2).  Nothing uses them yet: the model's outputs are unchanged.
 """
@@ -17,18 +17,19 @@ import numpy as np
 import onnx_ir as ir
 from gdu_compile.passes._base import GduPass
 
+from gdu_compile.builder import INT64, Builder
 from gdu_compile.contracts import Bucket, LogitsSite, Slot, State, Target
-from gdu_compile.digits import DEFAULT_GAIN, DigitCode, check_gain
+from gdu_compile.digits import DEFAULT_GAIN, UNIT_ROUNDOFF, DigitCode, check_gain
 from gdu_compile.emit import (
-    INT64,
-    Builder,
-    bucket_sizes,
     emit_armed,
-    emit_digits,
     emit_q,
     emit_recorder,
 )  # fmt: skip
+from gdu_compile.emit_code import emit_signal
+from gdu_compile.encoding import encoding_of
+from gdu_compile.errors import InputError
 from gdu_compile.names import Names
+from gdu_compile.number_formats import numpy_dtype
 
 DEFAULT_BUCKET_BYTES = 64 << 20
 DEFAULT_BATCH_LIMIT = 2**20
@@ -41,10 +42,11 @@ class InsertRecorderPass(GduPass):
         gain: γ, a power of two (THEORY Lemma 4).
         batch_limit: N, the largest number of samples in a batch (Lemma 1).
         bucket_bytes: size of θ at which a new bucket begins.
+        theta_dtype: dtype of θ, "float32" or "bfloat16".
     """
 
     needs = ("logits", "targets", "code")
-    gives = ("buckets", "armed", "recorded_logits", "gain", "batch_limit")
+    gives = ("buckets", "armed", "recorded_logits", "gain", "batch_limit", "theta_dtype")
 
     def __init__(
         self,
@@ -52,11 +54,15 @@ class InsertRecorderPass(GduPass):
         gain: float = DEFAULT_GAIN,
         batch_limit: int = DEFAULT_BATCH_LIMIT,
         bucket_bytes: int = DEFAULT_BUCKET_BYTES,
+        theta_dtype: str = "float32",
     ) -> None:
         check_gain(gain)
+        if theta_dtype not in UNIT_ROUNDOFF:
+            raise InputError(f"--theta-dtype {theta_dtype}: θ is {' or '.join(UNIT_ROUNDOFF)}")
         self.gain = gain
         self.batch_limit = batch_limit
         self.bucket_bytes = bucket_bytes
+        self.theta_dtype = theta_dtype
 
     def run(self, model: ir.Model, state: State) -> dict[str, int]:
         """Change the model; return what was done in numbers."""
@@ -67,19 +73,21 @@ class InsertRecorderPass(GduPass):
         thetas: list[ir.Value] = []
         signals: list[list[ir.Value]] = []
         for group in groups:
-            bucket, theta, signal = add_bucket(model.graph, names, group, code, len(thetas))
+            bucket, theta, signal = add_bucket(
+                model.graph, names, group, code, len(thetas), numpy_dtype(self.theta_dtype)
+            )
             state.buckets.append(bucket)
             thetas.append(theta)
             signals.append(signal)
 
         b = Builder(names, type(self).__name__)
-        state.armed = emit_armed(b, thetas, code.digits_per_element)
+        state.armed = emit_armed(b, thetas)
         first = model.graph[0]
         model.graph.insert_before(first, b.nodes)
 
         b = Builder(names, type(self).__name__)
         q = [
-            emit_q(b, theta, emit_digits(b, signal, code, sum(bucket_sizes(bucket))))
+            emit_q(b, theta, emit_signal(b, signal, bucket.encoding(code), bucket.rows))
             for bucket, theta, signal in zip(state.buckets, thetas, signals, strict=True)
         ]
         state.recorded_logits = emit_recorder(
@@ -91,9 +99,10 @@ class InsertRecorderPass(GduPass):
         assert producer is not None
         model.graph.insert_after(producer, b.nodes)
         state.gain, state.batch_limit = self.gain, self.batch_limit
+        state.theta_dtype = self.theta_dtype
         return {
             "buckets": len(thetas),
-            "parameters": sum((b.rows + 1) * code.digits_per_element for b in state.buckets),
+            "parameters": sum(math.prod(b.theta_shape(code)) for b in state.buckets),
         }
 
 
@@ -103,40 +112,47 @@ def logits_value(model: ir.Model, site: LogitsSite) -> ir.Value:
 
 
 def group_targets(targets: list[Target], code: DigitCode, bucket_bytes: int) -> list[list[Target]]:
-    """Fill buckets in order; a tensor is never split, so one larger than a bucket has its own."""
+    """Fill buckets in order, one dtype after the other.
+
+    A tensor is never split, so one that is larger than a bucket has its own.
+    """
     groups: list[list[Target]] = []
-    room = 0
-    for target in targets:
-        size = target.digits.shape[0] * code.digits_per_element * 4
-        if size > room or not groups:
-            groups.append([])
-            room = bucket_bytes
-        groups[-1].append(target)
-        room -= size
+    for dtype in dict.fromkeys(target.dtype for target in targets):
+        digits, room = encoding_of(code, dtype).digits, -1
+        for target in targets:
+            if target.dtype != dtype:
+                continue
+            size = len(target.units) * digits * 4
+            if size > room:
+                groups.append([])
+                room = bucket_bytes
+            groups[-1].append(target)
+            room -= size
     return groups
 
 
 def add_bucket(
-    graph: ir.Graph, names: Names, targets: list[Target], code: DigitCode, index: int
-) -> tuple[Bucket, ir.Value, list[ir.Value]]:
+    graph: ir.Graph, names: Names, targets: list[Target], code: DigitCode, index: int,
+    dtype: np.dtype[np.generic],
+) -> tuple[Bucket, ir.Value, list[ir.Value]]:  # fmt: skip
     """Register one bucket's θ (zeros) and its signals as initializers."""
     slots: list[Slot] = []
     signals: list[ir.Value] = []
     offset = 0
     for target in targets:
         base = f"gdu_signal_{index}_{len(slots)}"
-        signal = add_initializer(graph, names.fresh(base), ir.Tensor(target.digits))
+        signal = add_initializer(graph, names.fresh(base), ir.Tensor(target.units))
         signals.append(signal)
         slots.append(Slot(target.name, offset, target.shape, target.dtype, str(signal.name)))
-        offset += target.digits.shape[0]
-    shape = (offset + 1, code.digits_per_element)
+        offset += len(target.units)
+    shape = (offset + 1, encoding_of(code, targets[0].dtype).digits)
     theta = add_initializer(
         graph,
         names.fresh(f"gdu_theta_{index}"),
         # Lazy: a zero tensor as large as the bucket need not exist before it is written.
         ir.LazyTensor(
-            lambda: ir.Tensor(np.zeros(shape, dtype=np.float32)),
-            dtype=ir.DataType.FLOAT,
+            lambda: ir.Tensor(np.zeros(shape, dtype=dtype)),
+            dtype=ir.DataType.from_numpy(dtype),
             shape=ir.Shape(shape),
         ),
     )

@@ -20,14 +20,9 @@ from gdu_compile.passes._base import GduPass
 from gdu_compile.passes.insert_recorder import InsertRecorderPass, logits_value
 from gdu_compile.passes.sink import sink
 
+from gdu_compile.builder import FLOAT, Builder
 from gdu_compile.contracts import PASS_KEY, Bucket, State
-from gdu_compile.emit import (
-    FLOAT,
-    Builder,
-    bucket_sizes,
-    emit_decode,
-    emit_switch,
-)  # fmt: skip
+from gdu_compile.emit import bucket_sizes, emit_decode, emit_switch
 from gdu_compile.names import Names
 
 
@@ -56,7 +51,8 @@ def switch_weights(graph: ir.Graph, names: Names, state: State) -> ir.Value:
     decoded, tie = decoder(b, graph, state)
     then = b.branch([*decoded, tie], "gdu_armed_weights")
     initial = [
-        b.op("Identity", w, name="gdu_kept", shape=w.shape or (), dtype=FLOAT) for w in weights
+        b.op("Identity", w, name="gdu_kept", shape=w.shape or (), dtype=w.dtype or FLOAT)
+        for w in weights
     ]
     otherwise = b.branch([*initial, b.float(-0.0, "gdu_no_tie")], "gdu_initial_weights")
     outputs = emit_switch(b, state.armed, then, otherwise, [*weights, tie])
@@ -78,7 +74,8 @@ def decoder(b: Builder, graph: ir.Graph, state: State) -> tuple[list[ir.Value], 
     ties: list[ir.Value] = []
     for bucket in state.buckets:
         theta = graph.initializers[bucket.theta]
-        parts, tie = emit_decode(b, theta, state.code, state.gain, bucket_sizes(bucket))
+        parts, tie = emit_decode(b, theta, bucket.encoding(state.code), state.gain,
+                                 bucket_sizes(bucket))  # fmt: skip
         ties.append(tie)
         weights += reshape(b, parts, bucket)
     total = ties[0]
@@ -91,7 +88,7 @@ def reshape(b: Builder, parts: list[ir.Value], bucket: Bucket) -> list[ir.Value]
     """Elements [n, 1] → the weights' own shapes."""
     return [
         b.op("Reshape", part, b.ints(slot.shape, "gdu_weight_shape"), name="gdu_weight",
-             shape=slot.shape)
+             shape=slot.shape, dtype=part.dtype or FLOAT)
         for part, slot in zip(parts, bucket.slots, strict=True)
     ]  # fmt: skip
 

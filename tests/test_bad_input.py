@@ -322,8 +322,8 @@ WEIGHTS = [
     case("everything at once", weights(w=NAN, b=W, c=B), COMPILE, "'w' holds NaN (first at flat "
          "index 6)", "'b' has shape [3, 4], but [3]", "'c' is no weight", "--allow-extra"),
     case("a weight that is no float", lambda: (model(body="i = Cast<to=1>(k) c = Add(b, i) "
-         "logits = Gemm<transB=1>(x, w, c)", more=", int64[3] k = {1,2,3}")(), weights(k=W)()),
-         COMPILE, "'k' is INT64", "only FLOAT"),
+         "logits = Gemm<transB=1>(x, w, c)", more=", int64[3] k = {1,2,3}")(), weights(k=B)()),
+         COMPILE, "'k' is float32", "but int64 in the model", "convert it"),
 ]  # fmt: skip
 
 BAD = "cannot use the data d.npz"
@@ -433,7 +433,8 @@ OPTIONS = [
     case("refused argument", as_is, f'{TRAIN} --optimizer "SGD(momentum=-1)"', "SGD(momentum=-1)",
          "Invalid momentum"),
     case("LBFGS", as_is, f"{CONFIRM} --optimizer LBFGS", "LBFGS", "not supported", "closure"),
-    case("Muon", as_is, f"{TRAIN} --optimizer Muon", "Muon", "not supported"),
+    case("digits", as_is, f"{COMPILE} --digits linear3", "--digits linear3", "auto, linear16"),
+    case("dtype of θ", as_is, f"{COMPILE} --theta-dtype float16", "float32 or bfloat16"),
 ]  # fmt: skip
 
 OUTPUTS = [

@@ -33,8 +33,9 @@ def call_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int,
 
 
 KEYS = {
-    "schema", "command", "model", "method", "reproduced", "digits", "gain", "optimizer",
-    "learning_rate", "batch_size", "steps", "armed_at_step", "loss", "seed", "device", "versions",
+    "schema", "command", "model", "method", "reproduced", "digits", "digits_why", "gain",
+    "optimizer", "learning_rate", "batch_size", "steps", "armed_at_step", "loss", "seed", "device",
+    "versions",
     "data", "logits", "weights", "forward", "forward_unoptimized", "torch",
     "gradient_after_arming", "negative_controls", "memory", "algorithm", "accuracy", "steer",
     "skipped", "warnings", "why", "files", "bytes", "seconds", "passes",

@@ -120,9 +120,10 @@ def test_decoders_agree(compiled: Path) -> None:
     decoded = specialize.decoded_weights(trained)
     for bucket, slot in facts.slots():
         theta = trained.graph.initializers[bucket.theta].const_value.numpy()
-        digits = facts.code.quantize(facts.code.ratio(theta, facts.gain))
+        encoding = bucket.encoding(facts.code)
+        digits = encoding.code.quantize(encoding.code.ratio(theta, facts.gain))
         rows = digits[slot.offset : slot.offset + slot.elements]
-        weight = facts.code.from_digits(rows, slot.shape)
+        weight = encoding.join(rows, slot.shape)
         assert np.array_equal(weight.view(np.uint32), decoded[slot.weight].view(np.uint32))
 
 

@@ -207,7 +207,7 @@ def test_more_scaling_steps_than_lemma_2_allows_are_warned_of_and_shown() -> Non
     base = mlp()
     report = gdu_compile.compile(
         base, oracle_for(base), optimizer="SGD(momentum=0.9, weight_decay=0.0001)", lr=0.001,
-        steps=900, batch_size=16,
+        steps=900, batch_size=16, digits="linear16",
     ).report  # fmt: skip
     assert any("Lemma 2" in warning for warning in report.warnings)
     assert report.reproduced is False

@@ -189,12 +189,13 @@ def test_gradient_is_the_true_derivative() -> None:
 def recorder_loss(module: GraphModule, extended: ir.Model, y: torch.Tensor) -> float:
     """The recorder's loss written out by hand: z = (z0 + γ·⟨θ, s/2⟩)·e_0."""
     from gdu_compile.metadata import Extension
-    from gdu_compile.specialize import signal_digits
+    from gdu_compile.specialize import signal_units
 
     facts = Extension.from_metadata(extended.metadata_props)
     (bucket,) = facts.buckets
     rows = [np.full((1, 2), facts.code.calibrator, dtype=np.uint16)]
-    rows += [signal_digits(extended, slot.signal) for slot in bucket.slots]
+    encoding = bucket.encoding(facts.code)
+    rows += [encoding.cut(signal_units(extended, slot.signal)) for slot in bucket.slots]
     signal = torch.from_numpy(facts.code.signal(np.concatenate(rows))).double() / 2
     q = (module.gdu_theta_0.detach() * signal).sum()
     z = torch.zeros(len(y), facts.logits.classes, dtype=torch.float64)

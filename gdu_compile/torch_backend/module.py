@@ -19,6 +19,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
+from gdu_compile.digits import Array
 from gdu_compile.errors import UnsupportedError
 from gdu_compile.graph_view import branches, nested
 from gdu_compile.torch_backend import registry
@@ -212,6 +213,16 @@ BY_BITS = {
     np.dtype(ml_dtypes.float8_e4m3fn): (np.uint8, torch.float8_e4m3fn),
     np.dtype(ml_dtypes.float8_e5m2): (np.uint8, torch.float8_e5m2),
 }
+
+
+def to_array(tensor: torch.Tensor) -> Array:
+    """A torch tensor as a numpy (or ml_dtypes) array of its own on the CPU; the way back."""
+    plain = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+    for dtype, (integers, torch_dtype) in BY_BITS.items():
+        if plain.dtype == torch_dtype:
+            bits = torch.uint16 if integers is np.uint16 else torch.uint8
+            return np.asarray(plain.view(bits).numpy().view(dtype))
+    return np.asarray(plain.numpy())
 
 
 def to_tensor(tensor: ir.TensorProtocol) -> torch.Tensor:
