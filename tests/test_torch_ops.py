@@ -22,6 +22,7 @@ import gdu_compile.torch_backend.ops_linear
 import gdu_compile.torch_backend.ops_norm
 import gdu_compile.torch_backend.ops_pool
 import gdu_compile.torch_backend.ops_quant
+import gdu_compile.torch_backend.ops_recurrent
 import gdu_compile.torch_backend.ops_reduce
 import gdu_compile.torch_backend.ops_shape  # noqa: F401
 from gdu_compile.errors import UnsupportedError
@@ -62,6 +63,8 @@ def attribute(proto: onnx.AttributeProto) -> Any:
     value = helper.get_attribute_value(proto)
     if isinstance(value, TensorProto):
         return as_torch(value)
+    if isinstance(value, list):
+        return [entry.decode() if isinstance(entry, bytes) else entry for entry in value]
     return value.decode() if isinstance(value, bytes) else value
 
 
@@ -414,6 +417,107 @@ def test_batch_of_one_and_empty() -> None:
     check_with_onnxruntime("TopK", np.array([2, 2, 1, 2], np.float32), ints(2), outputs=2)
 
 
+# --- recurrent operators -----------------------------------------------------
+
+GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
+
+
+def recurrent_inputs(
+    op: str, directions: int, *, batch: int, steps: int = 5, lengths: list[int] | None = None
+) -> list[Any]:
+    """X, W, R, B, sequence_lens, initial_h; for LSTM initial_c and the peepholes P too."""
+    size, rows = 4, 4 * GATES[op]
+    rng = np.random.default_rng(0)
+
+    def normal(*shape: int) -> Any:
+        return rng.normal(scale=0.5, size=shape).astype(np.float32)
+
+    inputs = [
+        normal(steps, batch, 3),
+        normal(directions, rows, 3),
+        normal(directions, rows, size),
+        normal(directions, 2 * rows),
+        None if lengths is None else np.array(lengths, np.int32),
+        normal(directions, batch, size),
+    ]
+    if op == "LSTM":
+        inputs += [normal(directions, batch, size), normal(directions, 3 * size)]
+    return inputs
+
+
+def check_recurrent(op: str, inputs: list[Any], **attributes: Any) -> None:
+    outputs = 3 if op == "LSTM" else 2
+    check_with_onnxruntime(op, *inputs, outputs=outputs, hidden_size=4, **attributes)
+
+
+@pytest.mark.parametrize("op", GATES)
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+@pytest.mark.parametrize("batch, lengths", [(1, None), (1, [3]), (3, None), (3, [5, 0, 2])])
+def test_recurrent(op: str, direction: str, batch: int, lengths: list[int] | None) -> None:
+    directions = 2 if direction == "bidirectional" else 1
+    inputs = recurrent_inputs(op, directions, batch=batch, lengths=lengths)
+    check_recurrent(op, inputs, direction=direction)
+    check_recurrent(op, inputs, direction=direction, clip=0.3)
+    check_recurrent(op, inputs[:3], direction=direction)
+    if op == "GRU":
+        check_recurrent(op, inputs, direction=direction, linear_before_reset=1)
+        check_recurrent(op, inputs, direction=direction, linear_before_reset=1, clip=0.3)
+    if op == "LSTM":
+        check_recurrent(op, inputs, direction=direction, input_forget=1)
+    check_recurrent(op, recurrent_inputs(op, directions, batch=2, steps=1), direction=direction)
+
+
+# In onnxruntime a parameter not given is 0 here, which is not what ONNX says.
+WITHOUT_DEFAULT = ("Affine", "ScaledTanh", "ThresholdedRelu")
+
+
+@pytest.mark.parametrize("op", GATES)
+@pytest.mark.parametrize(
+    "name",
+    ["Affine", "Elu", "HardSigmoid", "LeakyRelu", "Relu", "ScaledTanh", "Sigmoid", "Softplus",
+     "Softsign", "Tanh", "ThresholdedRelu"],
+)  # fmt: skip
+def test_recurrent_activations(op: str, name: str) -> None:
+    inputs = recurrent_inputs(op, 2, batch=2, steps=2)
+    count = {"RNN": 1, "GRU": 2, "LSTM": 3}[op]
+    names = [name, *["HardSigmoid", "LeakyRelu"][: count - 1]] * 2
+    given = {"activation_alpha": [0.3, 0.25, 0.1] * 2, "activation_beta": [0.7, 0.6, 0.5] * 2}
+    for parameters in (given,) if name in WITHOUT_DEFAULT else ({}, given):
+        check_recurrent(op, inputs, direction="bidirectional", activations=names, **parameters)
+
+
+def test_an_activation_that_cannot_be_is_named() -> None:
+    inputs = [torch.from_numpy(x) for x in recurrent_inputs("RNN", 1, batch=1)[:3]]
+    with pytest.raises(UnsupportedError, match="'Swish'"):
+        lookup("RNN", 18)(*inputs, activations=["Swish"])
+    for name in WITHOUT_DEFAULT:
+        with pytest.raises(UnsupportedError, match=rf"'{name}'.*activation_alpha"):
+            lookup("RNN", 18)(*inputs, activations=[name], activation_beta=[0.5])
+
+
+@pytest.mark.parametrize("op", GATES)
+def test_recurrent_of_no_time_steps(op: str) -> None:
+    inputs = recurrent_inputs(op, 1, batch=2, steps=0)
+    given = [None if x is None else as_torch(x) for x in inputs]
+    y, h, *_ = lookup(op, 18)(*given)
+    assert y.shape == (0, 1, 2, 4) and torch.equal(h, given[5])
+
+
+@pytest.mark.parametrize("op", GATES)
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+def test_recurrent_batch_first(op: str, direction: str) -> None:
+    """layout 1, which onnxruntime lacks, is layout 0 with the axes moved."""
+    inputs = recurrent_inputs(op, 1 + (direction == "bidirectional"), batch=3, lengths=[5, 0, 2])
+    given = [None if x is None else as_torch(x) for x in inputs]
+    y, *states = lookup(op, 18)(*given, direction=direction)
+    for i in (0, 5, 6):
+        if i < len(given):
+            given[i] = given[i].transpose(0, 1)
+    y_1, *states_1 = lookup(op, 18)(*given, direction=direction, layout=1)
+    assert torch.equal(y_1, y.permute(2, 0, 1, 3))
+    assert all(torch.equal(a, b.transpose(0, 1)) for a, b in zip(states_1, states, strict=True))
+
+
 # --- derivatives -------------------------------------------------------------
 
 DIFFERENTIABLE: dict[str, tuple[list[Any], dict[str, Any]]] = {
@@ -441,6 +545,15 @@ DIFFERENTIABLE: dict[str, tuple[list[Any], dict[str, Any]]] = {
     "LRN": ([(1, 4, 2)], {"size": 3, "alpha": 0.5}),
     "LogSoftmax": ([(2, 3)], {}),
     "DequantizeLinear": ([np.array([[3, 4]], np.uint8), ()], {}),
+    "RNN": ([(3, 2, 2), (1, 2, 2), (1, 2, 2), (1, 4), np.array([3, 1]), (1, 2, 2)], {}),
+    "GRU": (
+        [(3, 1, 2), (2, 6, 2), (2, 6, 2), (2, 12), np.array([2]), (2, 1, 2)],
+        {"direction": "bidirectional", "linear_before_reset": 1},
+    ),
+    "LSTM": (
+        [(3, 1, 2), (1, 8, 2), (1, 8, 2), (1, 16), np.array([2]), (1, 1, 2), (1, 1, 2), (1, 6)],
+        {"direction": "reverse", "clip": 9.0},
+    ),
 }
 
 

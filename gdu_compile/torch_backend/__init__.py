@@ -20,6 +20,7 @@ from gdu_compile.torch_backend import (
     ops_norm,
     ops_pool,
     ops_quant,
+    ops_recurrent,
     ops_reduce,
     ops_shape,
 )
@@ -27,7 +28,7 @@ from gdu_compile.torch_backend.module import GraphModule, to_array
 
 __all__ = [
     "GraphModule", "lower_to_torch", "ops_elementwise", "ops_index", "ops_linear",
-    "ops_norm", "ops_pool", "ops_quant", "ops_reduce", "ops_shape", "to_array",
+    "ops_norm", "ops_pool", "ops_quant", "ops_recurrent", "ops_reduce", "ops_shape", "to_array",
 ]  # fmt: skip
 
 
