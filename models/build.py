@@ -444,7 +444,9 @@ def constants_to_nodes(model: onnx.ModelProto) -> None:
     """
     for tensor in [t for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT]:
         if tensor.name.startswith("val_"):
-            node = onnx.helper.make_node("Constant", [], [tensor.name], value=tensor)
+            node = onnx.helper.make_node(
+                "Constant", [], [tensor.name], f"node_{tensor.name}", value=tensor
+            )
             model.graph.node.insert(0, node)
             model.graph.initializer.remove(tensor)
 

@@ -13,6 +13,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = ROOT / "models"
 REAL = ["digits_linear", "digits_mlp"]
+# All that end in logits [N, 10], and the rest; model_data says what each is about.
+DIGITS_MODELS = [*REAL, "digits_cnn", "digits_attention", "digits_gru"]
+ALL_MODELS = [*DIGITS_MODELS, "digits_probs", "iris_binary"]
 
 HEADER = '<ir_version: 10, opset_import: ["" : 18]>\n'
 
@@ -21,6 +24,11 @@ HEADER = '<ir_version: 10, opset_import: ["" : 18]>\n'
 def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
     """Docs and docstrings name files from the root of the checkout."""
     monkeypatch.chdir(ROOT)
+
+
+def model_data(name: str) -> Path:
+    """The data of a real model."""
+    return MODELS / f"{name.partition('_')[0]}.npz"
 
 
 def parse(text: str, weights: Mapping[str, np.ndarray] | None = None) -> ir.Model:
