@@ -8,6 +8,7 @@ of .npz members are compared when their contents are asked for.
 from __future__ import annotations
 
 import ast
+import json
 import math
 import mmap
 import struct
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 
 from gdu_compile.digits import Array
@@ -48,6 +50,7 @@ class ArrayHeader:
 
 
 Headers = dict[str, ArrayHeader]
+Reader = Callable[[Path], tuple[Headers, list[str]]]
 
 
 def from_mapping(arrays: Mapping[str, object]) -> Headers:
@@ -75,14 +78,26 @@ def read_arrays(path: Path) -> Headers:
     Raises:
         InputError: not there, not readable, not of the format, or an array needs pickle.
     """
+    return read_with(READERS, path)
+
+
+def read_with(readers: Mapping[str, Reader], path: Path) -> Headers:
+    """The arrays of a file, by the reader of its kind.
+
+    Raises:
+        InputError: of another kind, not there, not readable, or not of the format.
+    """
     check_input(path)
-    if path.suffix not in READERS:
-        raise InputError(f"{path}: unknown kind of file; {' and '.join(READERS)} are read, as "
-                         "numpy.savez and safetensors write them")  # fmt: skip
+    if path.suffix not in readers:
+        *others, last = readers
+        raise InputError(f"{path}: unknown kind of file; {', '.join(others)} and {last} are read, "
+                         "as numpy, safetensors, PyTorch and ONNX write them")  # fmt: skip
     try:
-        headers, problems = READERS[path.suffix](path)
+        headers, problems = readers[path.suffix](path)
+    except InputError:
+        raise
     except Exception as error:
-        # zipfile, numpy and safetensors raise a dozen types on damaged input.
+        # zipfile, numpy, safetensors and torch raise a dozen types on damaged input.
         raise InputError(f"{path}: not a {path.suffix} file, or cut short ({reason_of(error)}); "
                          "save or download it again") from error  # fmt: skip
     if problems:
@@ -236,39 +251,71 @@ def safetensors_headers(path: Path) -> tuple[Headers, list[str]]:
 
     headers: Headers = {}
     problems: list[str] = []
+    # safe_open proves that the tensors lie inside the file and nowhere twice; where, it keeps.
     with safe_open(str(path), framework="numpy") as file:
-        for name in file.keys():  # noqa: SIM118  (safe_open is no mapping)
-            view = file.get_slice(name)
-            kind = view.get_dtype()
-            if kind not in SAFETENSORS_DTYPES:
-                problems.append(f"{name!r} is {kind}, which is not supported; convert it")
-                continue
-            headers[name] = ArrayHeader(
-                name, tuple(view.get_shape()), np.dtype(SAFETENSORS_DTYPES[kind]),
-                partial(safetensors_load, path, name),
-            )  # fmt: skip
+        views = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        facts = {name: (view.get_dtype(), view.get_shape()) for name, view in views.items()}
+    spans = safetensors_spans(path)
+    for name, (kind, sizes) in facts.items():
+        if kind not in SAFETENSORS_DTYPES:
+            problems.append(f"{name!r} is {kind}, which is not supported; convert it")
+            continue
+        dtype, shape = SAFETENSORS_DTYPES[kind], tuple(sizes)
+        tensor = SafeTensor(path, name, *spans[name], shape, dtype)
+        headers[name] = ArrayHeader(name, shape, dtype, tensor.load)
     return headers, problems
 
 
-def safetensors_load(path: Path, name: str) -> Array:
-    """One tensor of a .safetensors file.
-
-    Raises:
-        InputError: the file is no longer what it was when its headers were read.
-    """
-    from safetensors import safe_open
-
-    try:
-        with safe_open(str(path), framework="numpy") as file:
-            array: Array = file.get_tensor(name)
-    except Exception as error:  # safetensors' own, and the system's
-        raise damaged(path, name, error) from error
-    return array
+def safetensors_spans(path: Path) -> dict[str, tuple[int, int]]:
+    """Where the bytes of each tensor begin and end in a .safetensors file (8 bytes, JSON, data)."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        entries = json.loads(file.read(length))
+    return {
+        name: (8 + length + entry["data_offsets"][0], 8 + length + entry["data_offsets"][1])
+        for name, entry in entries.items()
+        if name != "__metadata__"
+    }
 
 
+@dataclass(frozen=True)
+class SafeTensor:
+    """Where the bytes of one tensor of a .safetensors file lie, and what they mean."""
+
+    path: Path
+    name: str
+    begin: int
+    end: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[np.generic]
+
+    def load(self) -> Array:
+        """The array, a view of the file.
+
+        Raises:
+            InputError: the file is no longer what it was when its headers were read.
+        """
+        count = math.prod(self.shape)
+        try:
+            if self.begin + count * self.dtype.itemsize != self.end:
+                raise ValueError("its place does not fit its shape")
+            if count == 0:
+                return np.zeros(self.shape, self.dtype)  # an empty view may begin behind the end
+            view: Array = np.frombuffer(mapped(self.path), self.dtype, count, self.begin)
+        except Exception as error:  # the system's and numpy's
+            raise damaged(self.path, self.name, error) from error
+        return view.reshape(self.shape)
+
+
+# As safetensors spells them; what numpy lacks is ml_dtypes'.
 SAFETENSORS_DTYPES = {
-    "F64": "float64", "F32": "float32", "F16": "float16", "I64": "int64", "I32": "int32",
-    "I16": "int16", "I8": "int8", "U64": "uint64", "U32": "uint32", "U16": "uint16",
-    "U8": "uint8", "BOOL": "bool",
+    "F64": np.dtype("float64"), "F32": np.dtype("float32"), "F16": np.dtype("float16"),
+    "BF16": np.dtype(ml_dtypes.bfloat16), "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2), "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
+    "F8_E4M3FNUZ": np.dtype(ml_dtypes.float8_e4m3fnuz),
+    "F8_E5M2FNUZ": np.dtype(ml_dtypes.float8_e5m2fnuz), "C64": np.dtype("complex64"),
+    "I64": np.dtype("int64"), "I32": np.dtype("int32"), "I16": np.dtype("int16"),
+    "I8": np.dtype("int8"), "U64": np.dtype("uint64"), "U32": np.dtype("uint32"),
+    "U16": np.dtype("uint16"), "U8": np.dtype("uint8"), "BOOL": np.dtype("bool"),
 }  # fmt: skip
-READERS = {".npz": npz_headers, ".safetensors": safetensors_headers}
+READERS: dict[str, Reader] = {".npz": npz_headers, ".safetensors": safetensors_headers}

@@ -67,7 +67,8 @@ def flags_of(options: type[option_classes.Options]) -> Callable[[F], F]:
                 spelled = f"{flag}/--no-{field.name}" if field.default else flag
                 command = click.option(spelled, field.name, is_flag=True, **settings)(command)
                 continue
-            settings["show_default"] = field.default is not None
+            settings["show_default"] = field.default not in (None, ())
+            settings["multiple"] = field.default == ()
             command = click.option(
                 *names, field.name, metavar=field.metadata["metavar"],
                 type=click_type(field, kinds[field.name]), **settings,
@@ -111,8 +112,9 @@ def app() -> None:
 @app.command("compile")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option(
-    "--weights", required=True, metavar="W.npz", type=click.Path(path_type=Path),
-    help="Oracle weights w*: .npz or .safetensors, keyed by initializer name.",
+    "--weights", required=True, metavar="W", type=click.Path(path_type=Path),
+    help="Oracle weights w*: .npz, .safetensors, .pt (a state_dict), or another .onnx of the "
+    "network; keyed by initializer name.",
 )  # fmt: skip
 @flags_of(option_classes.CompileOptions)
 @common
@@ -145,7 +147,7 @@ def train_command(extended: Path, as_json: bool, verbose: bool, quiet: bool,
 @app.command("verify")
 @click.argument("extended", type=click.Path(path_type=Path))
 @click.option("--trained", required=True, metavar="T", type=click.Path(path_type=Path),
-              help="Trained θ: .safetensors, .npz, or a trained .onnx.")  # fmt: skip
+              help="Trained θ: .safetensors, .npz, .pt, or a trained .onnx.")  # fmt: skip
 @flags_of(option_classes.VerifyOptions)
 @common
 def verify_command(extended: Path, trained: Path, as_json: bool, verbose: bool, quiet: bool,
@@ -158,7 +160,7 @@ def verify_command(extended: Path, trained: Path, as_json: bool, verbose: bool, 
 @app.command("apply")
 @click.argument("extended", type=click.Path(path_type=Path))
 @click.option("--trained", required=True, metavar="T", type=click.Path(path_type=Path),
-              help="Trained θ: .safetensors, .npz, or a trained .onnx.")  # fmt: skip
+              help="Trained θ: .safetensors, .npz, .pt, or a trained .onnx.")  # fmt: skip
 @flags_of(option_classes.WriteOptions)
 @common
 def apply_command(extended: Path, trained: Path, as_json: bool, verbose: bool, quiet: bool,

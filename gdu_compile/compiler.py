@@ -63,7 +63,7 @@ def compile(model: ModelLike, weights: WeightsLike, **options: Any) -> Compiled:
 
     Args:
         model: the base: an ONNX file, or an onnx_ir model (left as it is).
-        weights: w*: an .npz or .safetensors file, or a mapping name → array.
+        weights: w*: an .npz, .safetensors, .pt or .onnx file, or a mapping name → array.
         options: see ``options.CompileOptions``; ``output`` None writes nothing.
 
     Returns:
@@ -92,7 +92,7 @@ def compile(model: ModelLike, weights: WeightsLike, **options: Any) -> Compiled:
     extended = source.raised()
     report = Report("compile", source.name, why=None)
     code, report.digits_why = choose_digits(chosen)
-    rewrite(extended, OracleWeights.load(weights), code, chosen, report)
+    rewrite(extended, OracleWeights.load(weights, chosen.rename), code, chosen, report)
     if chosen.stop_after is None:
         describe(report, extended)
     report.bytes["base"] = model_io.tensor_bytes(source.fresh())
@@ -236,6 +236,7 @@ def rewrite(
                     file.replace(options.dump_dir / file.name)
         if names[index] == options.stop_after:
             break
+    report.warnings += state_of(model).notes
     if options.why is not None:
         report.why = explain(model, options.why, oracle)
 

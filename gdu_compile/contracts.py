@@ -127,6 +127,8 @@ class State:
     # BindOraclePass
     targets: list[Target] | None = None
     skipped: list[Skipped] | None = None
+    # BindOraclePass: weights that the oracle holds under another name: name → the oracle's
+    renamed: dict[str, str] = field(default_factory=dict)
     # InsertRecorderPass
     code: DigitCode | None = None
     gain: float | None = None
@@ -140,6 +142,8 @@ class State:
     base_logits: str | None = None
     # every pass: what it did, in numbers (for the table of passes)
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    # any pass: sentences for the report's warnings
+    notes: list[str] = field(default_factory=list)
 
 
 def state_of(model: ir.Model) -> State:

@@ -18,9 +18,11 @@ def explain(model: ir.Model, name: str, oracle: OracleWeights) -> list[str]:
     """
     state = state_of(model)
     values = {str(v.name): v for v in all_values(model)}
-    if name not in values and name not in oracle:
+    held = name in oracle or name in state.renamed
+    if name not in values and not held:
         raise InputError(f"--why {name}: no tensor of that name in the model or the oracle weights")
-    lines = [f"the oracle weights {'hold' if name in oracle else 'do not hold'} it"]
+    called = f" as {state.renamed[name]!r}" if name in state.renamed else ""
+    lines = [f"the oracle weights {'hold' if held else 'do not hold'} it{called}"]
     if name not in values:
         return [*lines, "the model has no such tensor (ignored: --allow-extra)"]
     lines += place(state, name)

@@ -14,6 +14,7 @@ from typing import Any, Self, TypeVar
 
 from gdu_compile.digits import CODES, DEFAULT_GAIN, UNIT_ROUNDOFF
 from gdu_compile.errors import InputError
+from gdu_compile.name_matching import Rename, parse_rules
 
 T = TypeVar("T")
 MAX_FLOAT32 = (2 - 2**-23) * 2.0**127
@@ -112,6 +113,8 @@ class CompileOptions(TrainOptions):
                          metavar="2**-N")  # fmt: skip
     batch_limit: int = option(2**20, "N: the largest batch that will ever be trained on.")
     bucket_bytes: int = option(64 << 20, "Size of one trainable tensor at which a new one begins.")
+    rename: Rename = option((), "Rename oracle tensors by re.sub, before they are matched; may be "
+        "given several times. An = in REGEX is written \\=.", metavar="REGEX=REPL")  # fmt: skip
     allow_extra: bool = option(False, "Ignore oracle tensors that the model does not have.")
     strict: bool = option(False, "A float weight that the oracle does not cover is an error.")
     cover_all: bool = option(False, "Record what the oracle lacks at its present value.")
@@ -134,6 +137,7 @@ class CompileOptions(TrainOptions):
             problems.append(f"--theta-dtype {self.theta_dtype}: {' or '.join(UNIT_ROUNDOFF)}")
         if self.bucket_bytes < 1:
             problems.append(f"--bucket-bytes {self.bucket_bytes}: must be 1 or more")
+        problems += parse_rules(self.rename)[1]
         return problems
 
 

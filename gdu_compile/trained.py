@@ -1,4 +1,4 @@
-"""θ from elsewhere: a .safetensors or .npz file, or a trained .onnx, made by anybody."""
+"""θ from elsewhere: a .safetensors, .npz or .pt file, or a trained .onnx, made by anybody."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from os import PathLike
 from pathlib import Path
 
 from gdu_compile import model_io
-from gdu_compile.arrays import Headers, from_mapping, read_arrays
+from gdu_compile.arrays import ArrayHeader, from_mapping
 from gdu_compile.digits import Array
 from gdu_compile.errors import InputError
 from gdu_compile.metadata import Extension
+from gdu_compile.oracle_weights import OracleWeights
 
 TrainedLike = str | PathLike[str] | Mapping[str, object]
 
@@ -51,13 +52,13 @@ def load_theta(trained: TrainedLike, facts: Extension) -> dict[str, Array]:
     return theta
 
 
-def headers_of(trained: TrainedLike) -> tuple[Headers, str]:
+def headers_of(trained: TrainedLike) -> tuple[Mapping[str, ArrayHeader], str]:
     """The arrays in a file or mapping, and what to call it in messages."""
     if isinstance(trained, Mapping):
         return from_mapping(trained), "the trained tensors"
     path = Path(trained)
     if path.suffix != ".onnx":
-        return read_arrays(path), str(path)
+        return OracleWeights.read(path), str(path)
     model = model_io.load(path)
     arrays = {
         name: value.const_value

@@ -9,15 +9,19 @@ the oracle does not cover.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 from gdu_compile.passes._base import GduPass
 
+from gdu_compile.arrays import ArrayHeader
 from gdu_compile.contracts import Skipped, State, Target
 from gdu_compile.digits import DEFAULT_CODE, Array, DigitCode
 from gdu_compile.encoding import encoding_of
 from gdu_compile.errors import InputError
+from gdu_compile.name_matching import fitted, unknown_names
 from gdu_compile.oracle_weights import OracleWeights
 from gdu_compile.weights import dtype_name, is_usual_weight, no_weight
 
@@ -57,9 +61,10 @@ class BindOraclePass(GduPass):
         targets: list[Target] = []
         skipped: list[Skipped] = []
         lifted = state.lifted or {}
+        oracle = fitted(self.oracle, model, state)
         for name, value in model.graph.initializers.items():
-            if name in self.oracle:
-                complaint, array = self.match(name, value)
+            if name in oracle:
+                complaint, array = self.match(name, value, oracle[name])
                 if complaint is not None:
                     problems.append(complaint)
             elif is_usual_weight(value) and name not in lifted:
@@ -76,7 +81,7 @@ class BindOraclePass(GduPass):
             encoding = encoding_of(self.code, str(array.dtype))
             targets.append(Target(name, array.shape, str(array.dtype), encoding.units(array)))
         if not self.allow_extra:
-            problems += self.unknown(model)
+            problems += self.unknown(model, oracle, lifted)
         if not targets and not problems:
             problems.append("it covers no weight of the model that has elements")
             problems.append(known_weights(model))
@@ -85,9 +90,10 @@ class BindOraclePass(GduPass):
         state.targets, state.skipped, state.code = targets, skipped, self.code
         return {"targets": len(targets), "skipped": len(skipped)}
 
-    def match(self, name: str, value: ir.Value) -> tuple[str | None, Array | None]:
+    def match(
+        self, name: str, value: ir.Value, header: ArrayHeader
+    ) -> tuple[str | None, Array | None]:
         """(complaint, None) or (None, array) for a weight that the oracle names."""
-        header = self.oracle[name]
         assert value.const_value is not None
         shape = tuple(value.const_value.shape.numpy())  # the graph may declare it symbolically
         if header.shape != shape:
@@ -119,15 +125,19 @@ class BindOraclePass(GduPass):
             problems.append(f"{name!r} of the model is not in it (--strict)")
         return None, "not in the oracle weights, keeps its value"
 
-    def unknown(self, model: ir.Model) -> list[str]:
-        """Complaints about oracle names that are no initializer."""
-        names = [name for name in self.oracle if name not in model.graph.initializers]
-        if not names:
+    def unknown(
+        self, model: ir.Model, oracle: OracleWeights, lifted: Mapping[str, str]
+    ) -> list[str]:
+        """Complaints about oracle names that are no initializer, with what could be meant."""
+        weights = model.graph.initializers
+        headers = {name: header for name, header in oracle.items() if name not in weights}
+        if not headers:
             return []
-        return [
-            *(f"{name!r} is no weight of the model (--allow-extra ignores it)" for name in names),
-            known_weights(model),
-        ]
+        free = [
+            value for name, value in weights.items()
+            if is_usual_weight(value) and name not in oracle and name not in lifted
+        ]  # fmt: skip
+        return [*unknown_names(headers, free, weights), known_weights(model)]
 
 
 def known_weights(model: ir.Model) -> str:

@@ -243,14 +243,14 @@ def test_safetensors_refused(header: object, length: int | None, tmp_path: Path)
 
 
 def test_safetensors_dtypes(tmp_path: Path) -> None:
-    """All tensors of a kind that numpy lacks are named at once."""
-    bits = {"a": entry("BF16", [2], 4), "b": {**entry("F8_E4M3", [2]), "data_offsets": [4, 6]}}
-    path = safetensors(tmp_path / "a.safetensors", bits, bytes(6))
+    """All tensors of a kind that no array has (less than a byte an element) are named at once."""
+    bits = {"a": entry("F4", [4], 2), "b": {**entry("F6_E2M3", [4]), "data_offsets": [2, 5]}}
+    path = safetensors(tmp_path / "a.safetensors", bits, bytes(5))
     with pytest.raises(InputError) as error:
         read_arrays(path)
     assert error.value.problems == (
-        "'a' is BF16, which is not supported; convert it",
-        "'b' is F8_E4M3, which is not supported; convert it",
+        "'a' is F4, which is not supported; convert it",
+        "'b' is F6_E2M3, which is not supported; convert it",
     )
 
 

@@ -1,0 +1,59 @@
+"""Weights from an .onnx file: another export of the same network, under the names of the passes."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from gdu_compile import model_io
+from gdu_compile.arrays import ArrayHeader, Headers, damaged
+from gdu_compile.contracts import state_of
+from gdu_compile.digits import Array
+from gdu_compile.errors import GduError
+
+
+def onnx_headers(path: Path) -> tuple[Headers, frozenset[str]]:
+    """The initializers of a model after NormalizePass, and which of them may be mere constants.
+
+    Constant nodes, and initializers of branches and functions, have the names that
+    BindOraclePass sees in the base.  What was a Constant node or is no float may be an
+    axis, a shape or an exponent: it is no oracle weight unless it differs from the base's.
+
+    Raises:
+        InputError, UnsupportedError: the file cannot be read, or is no base network.
+    """
+    from gdu_compile.passes import NormalizePass
+
+    model = model_io.load(path)
+    try:
+        NormalizePass()(model)
+    except GduError as error:
+        raise type(error)(f"{path}: {error.message}", error.problems) from error
+    lifted = state_of(model).lifted or {}
+    headers: Headers = {}
+    constants: set[str] = set()
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        if tensor is None or tensor.dtype == ir.DataType.STRING:
+            continue
+        shape, dtype = tuple(tensor.shape.numpy()), np.dtype(tensor.dtype.numpy())
+        headers[name] = ArrayHeader(name, shape, dtype, partial(contents, path, name, tensor))
+        if name in lifted or not tensor.dtype.is_floating_point():
+            constants.add(name)
+    return headers, frozenset(constants)
+
+
+def contents(path: Path, name: str, tensor: ir.TensorProtocol) -> Array:
+    """The array of a tensor, a view of the file where possible.
+
+    Raises:
+        InputError: its bytes cannot be read although its header could.
+    """
+    try:
+        array: Array = tensor.numpy()
+    except Exception as error:  # onnx_ir's, numpy's and the system's
+        raise damaged(path, name, error) from error
+    return array
