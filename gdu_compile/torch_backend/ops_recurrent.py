@@ -121,7 +121,7 @@ class Recurrence:
 
     Attributes:
         x: [T, N, I].
-        w: [D, G·H, I], ``r``: [D, G·H, H].
+        w: [D, G·H, I].
         wb, rb: the two halves of the bias, each [D, G·H].
     """
 
@@ -136,7 +136,7 @@ class Recurrence:
         direction: str,
         layout: int,
     ) -> None:
-        self.x, self.w, self.r = x.transpose(0, 1) if layout else x, w, r
+        self.x, self.w = x.transpose(0, 1) if layout else x, w
         bias = w.new_zeros(w.shape[0], 2 * w.shape[1]) if b is None else b
         self.wb, self.rb = bias.chunk(2, dim=1)
         self.lengths, self.reversed, self.layout = lengths, REVERSED[direction], layout
