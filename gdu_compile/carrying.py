@@ -20,7 +20,8 @@ EPS = {
 }  # fmt: skip
 """torch.optim's defaults of ε, of the classes that divide by √v + ε (Adafactor: see ``eps_of``)."""
 DECOUPLED = {"AdamW": 1e-2, "Adafactor": 0.0}
-"""Optimizers whose weight_decay multiplies θ and stays out of the gradient; the default."""
+"""Adaptive optimizers whose weight_decay multiplies θ and stays out of the gradient; the default.
+Others do with ``decoupled_weight_decay=True``."""
 NOT_LINEAR = {"Muon": "it orthogonalises its updates, which mixes the digits"}
 AVERAGING = {"ASGD": 1e-4}
 """Optimizers that scale θ by themselves: the default of ``lambd``."""
@@ -56,6 +57,15 @@ class Training:
         return self.optimizer.number("weight_decay", default)
 
     @property
+    def l2_decay(self) -> bool:
+        """Whether decay is part of the gradient that an adaptive optimizer divides."""
+        name = self.optimizer.name
+        decoupled = name in DECOUPLED or bool(
+            self.optimizer.arguments.get("decoupled_weight_decay", False)
+        )
+        return bool(self.eps is not None and self.lr * self.decay and not decoupled)
+
+    @property
     def eps(self) -> float | None:
         """ε of an adaptive optimizer; None for the others."""
         name = self.optimizer.name
@@ -76,7 +86,12 @@ class Training:
 
 
 def predicted_digit_error(training: Training, code: DigitCode) -> float:
-    """The bound on the digit error; below 1 every digit is guaranteed, ∞ where nothing is.
+    """The bound on the digit error; below ``code.room`` every digit is guaranteed, ∞: nothing is.
+
+    Where the arithmetic of θ is the same for every element, 1-bit digits and
+    powers of two have no error at all.  torch's bfloat16 kernels on the CPU are
+    not of that kind: they round the last elements of a tensor, which do not fill
+    a vector, otherwise than the rest (measured).
 
     Example:
         >>> from gdu_compile.optimizers import OptimizerSpec
@@ -89,27 +104,27 @@ def predicted_digit_error(training: Training, code: DigitCode) -> float:
     """
     if training.optimizer.name in NOT_LINEAR or lost_to_decay(training):
         return math.inf
+    if training.eps is not None and training.eps <= 0:
+        return math.inf  # g² underflows, and 0/0 is NaN
     if training.optimizer.name in SIGN_ONLY:
         return 0.0 if code.largest_signal == 1 else math.inf
     adaptive = 0.0
     if training.eps is not None:
         adaptive = code.adaptive_error_bound(training.gain, training.eps)
-    if code.largest_signal == 1:
-        # |θ| = |c| bitwise under every odd elementwise optimizer (Lemma 2).
-        return 0.0
-    if code.linear_is_exact and adaptive / code.sensitivity < training.unit / 2:
+    if training.theta_dtype == "float32" and code.largest_signal == 1:
+        return 0.0  # |θ| = |c| under every odd elementwise optimizer (Lemma 2)
+    if (
+        training.theta_dtype == "float32" and code.linear_is_exact
+        and adaptive / code.sensitivity < training.unit / 2
+    ):  # fmt: skip
         return 0.0  # then √v + ε is ε itself
     return code.digit_error_bound(training.scalings, training.unit) + adaptive
 
 
 def lost_to_decay(training: Training) -> bool:
     """Whether decay erases the signal, overshoots zero, or is no decay (Lemmas 2 and 4)."""
-    optimizer, step = training.optimizer, training.lr * training.decay
-    if not step:
-        return False
-    if training.eps is not None and optimizer.name not in DECOUPLED:
-        return True
-    return bool(step >= (1 - optimizer.number("momentum", 0.0) ** 0.5) ** 2)
+    step, momentum = training.lr * training.decay, training.optimizer.number("momentum", 0.0)
+    return training.l2_decay or bool(step and step >= (1 - momentum**0.5) ** 2)
 
 
 def smallest_code(training: Training) -> tuple[DigitCode, str]:
@@ -122,7 +137,7 @@ def smallest_code(training: Training) -> tuple[DigitCode, str]:
         ['linear16', 'float16']
     """
     errors = {name: predicted_digit_error(training, code) for name, code in CODES.items()}
-    fitting = [name for name, error in errors.items() if error < 1]
+    fitting = [name for name, error in errors.items() if error < CODES[name].room]
     name = fitting[0] if fitting else min(errors, key=lambda name: errors[name])
     what = f"{training.optimizer}, {training.steps} steps, {training.theta_dtype} θ"
     parameters = encoding_of(CODES[name], "float32").digits
@@ -146,7 +161,7 @@ def warnings_for(training: Training, code: DigitCode) -> list[str]:
     elif allowed < 0:
         found.append(f"{code.name} needs more precision than {training.theta_dtype} θ has "
                      "(Lemma 2); --digits auto takes a code that does not")  # fmt: skip
-    elif training.scalings > allowed and not one_bit and not code.linear_is_exact:
+    elif training.scalings > allowed and predicted_digit_error(training, code) > 0:
         found.append(
             f"{optimizer} scales θ in every step: {code.name} with {training.theta_dtype} θ is "
             f"guaranteed for {max(allowed, 0)} steps after recording, not for {training.scalings} "
@@ -154,7 +169,7 @@ def warnings_for(training: Training, code: DigitCode) -> list[str]:
         )
     if training.eps is not None and not one_bit:
         found += adaptive_warnings(training, code, training.eps)
-    if training.lr * training.decay and (training.eps is None or optimizer.name in DECOUPLED):
+    if not training.l2_decay:
         found += decay_warnings(training)
     return found
 
@@ -162,7 +177,7 @@ def warnings_for(training: Training, code: DigitCode) -> list[str]:
 def adaptive_warnings(training: Training, code: DigitCode, eps: float) -> list[str]:
     """Where an adaptive optimizer is not linear (Lemma 4)."""
     name, found = training.optimizer.name, []
-    if training.lr * training.decay and name not in DECOUPLED:
+    if training.l2_decay:
         found.append(f"L2 weight_decay inside {name} is not carried; "
                      "use decoupled decay, as AdamW does (Lemma 4)")  # fmt: skip
     if eps <= 0:
@@ -179,7 +194,7 @@ def adaptive_warnings(training: Training, code: DigitCode, eps: float) -> list[s
 def decay_warnings(training: Training) -> list[str]:
     """Where decay loses the signal."""
     step = training.lr * training.decay
-    if lost_to_decay(training):
+    if step and lost_to_decay(training):
         return ["decay with momentum overshoots zero: lr·weight_decay must stay "
                 "below (1 − √momentum)² (Lemma 2)"]  # fmt: skip
     if training.steps * step > 29:

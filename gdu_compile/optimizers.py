@@ -95,6 +95,15 @@ class OptimizerSpec:
         except Exception as error:  # as above: some arguments are looked at in step() only
             raise InputError(f"--optimizer {self} cannot take a step: {error}") from error
 
+    def at_rest(self) -> OptimizerSpec:
+        """The same optimizer, which leaves everything as it is at learning rate 0.
+
+        Rprop takes no heed of the rate: its steps have sizes of their own.
+        """
+        if self.name != "Rprop":
+            return self
+        return OptimizerSpec(self.name, {**self.arguments, "step_sizes": (0.0, 0.0)})
+
     def number(self, name: str, default: float) -> float:
         """A numeric argument, or what it is when it is not given."""
         value = self.arguments.get(name, default)

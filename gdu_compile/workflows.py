@@ -274,7 +274,8 @@ def run_training(
     options = prepared.options
     with training_progress(options.steps, quiet=report is None) as progress:
         result = training.train(
-            extended, prepared.data, optimizer=prepared.optimizer,
+            extended, prepared.data,
+            optimizer=prepared.optimizer if lr != 0 else prepared.optimizer.at_rest(),
             lr=options.lr if lr is None else lr, steps=options.steps,
             batch_size=prepared.batch_size, device=options.device, seed=options.seed,
             progress=progress,

@@ -46,7 +46,7 @@ class NormalizePass(GduPass):
             common.TopologicalSortPass()(model)
         common.LiftSubgraphInitializersToMainGraphPass()(model)
         constants = {
-            str(node.outputs[0].name): str(node.name)
+            str(node.outputs[0].name): node.name or ""
             for node in ir.traversal.RecursiveGraphIterator(model.graph)
             if node.op_type == "Constant" and node.domain == ""
         }

@@ -30,7 +30,7 @@ class RestoreConstantsPass(GduPass):
             assert old.const_value is not None
             new = ir.Value(name=name, type=old.type, shape=old.shape)
             nodes.append(ir.node("Constant", [], {"value": old.const_value}, outputs=[new],
-                                 name=names.fresh(node_name)))  # fmt: skip
+                                 name=names.fresh(node_name) if node_name else None))  # fmt: skip
             old.replace_all_uses_with(new, replace_graph_outputs=True)
         if nodes:
             graph.insert_before(graph[0], nodes)
