@@ -12,6 +12,7 @@ import json
 import math
 import mmap
 import struct
+import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -23,7 +24,7 @@ import ml_dtypes
 import numpy as np
 
 from gdu_compile.digits import Array
-from gdu_compile.errors import InputError
+from gdu_compile.errors import GduError, InputError
 from gdu_compile.files import check_input
 
 # Deflate cannot expand more than this; a larger claim in the directory is a lie.
@@ -54,7 +55,7 @@ Reader = Callable[[Path], tuple[Headers, list[str]]]
 
 
 def from_mapping(arrays: Mapping[str, object]) -> Headers:
-    """Headers of arrays that are in memory (numpy, or anything numpy.asarray takes).
+    """Headers of arrays that are in memory (numpy, torch, or anything numpy.asarray takes).
 
     Raises:
         InputError: numpy makes no array of a value.
@@ -62,14 +63,23 @@ def from_mapping(arrays: Mapping[str, object]) -> Headers:
     headers, problems = {}, []
     for name, value in arrays.items():
         try:
-            array = np.asarray(value)
+            headers[name] = header_of(name, value)
         except Exception as error:  # whatever the object's own __array__ raises
             problems.append(f"{name!r}: numpy makes no array of it ({reason_of(error)})")
-            continue
-        headers[name] = ArrayHeader(name, array.shape, array.dtype, partial(np.asarray, array))
     if problems:
         raise InputError("the given tensors cannot be used", problems)
     return headers
+
+
+def header_of(name: str, value: object) -> ArrayHeader:
+    """The header of one array in memory; raises what numpy raises."""
+    torch = sys.modules.get("torch")  # who has a torch tensor has imported it
+    if torch is not None and isinstance(value, torch.Tensor):
+        from gdu_compile.torch_files import in_memory
+
+        return in_memory(name, value)
+    array = np.asarray(value)
+    return ArrayHeader(name, array.shape, array.dtype, partial(np.asarray, array))
 
 
 def read_arrays(path: Path) -> Headers:
@@ -94,7 +104,7 @@ def read_with(readers: Mapping[str, Reader], path: Path) -> Headers:
                          "as numpy, safetensors, PyTorch and ONNX write them")  # fmt: skip
     try:
         headers, problems = readers[path.suffix](path)
-    except InputError:
+    except GduError:
         raise
     except Exception as error:
         # zipfile, numpy, safetensors and torch raise a dozen types on damaged input.

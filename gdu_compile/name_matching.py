@@ -68,7 +68,7 @@ def parse_rules(rename: Rename) -> tuple[list[Rule], list[str]]:
         regex, replacement = parts
         try:
             rules.append(Rule(re.compile(regex), replacement, text))
-        except (re.error, OverflowError, RecursionError) as error:
+        except (re.error, OverflowError, RecursionError, TypeError) as error:
             problems.append(f"--rename {text!r}: is no regular expression of Python ({error})")
     return rules, problems
 
@@ -119,7 +119,7 @@ def apply_rule(rule: Rule, present: dict[str, str]) -> list[str]:
             ]
         try:
             present[old], count = rule.pattern.subn(rule.replacement, name)
-        except (re.error, IndexError) as error:
+        except (re.error, IndexError, TypeError) as error:
             return [f"--rename {rule.text!r}: its replacement cannot be used ({error})"]
         matched = matched or count > 0
     if not matched:

@@ -67,7 +67,8 @@ def load(path: Path) -> object:
     Raises:
         InputError: it needs more than weights_only allows.
     """
-    zipped = zipfile.is_zipfile(path)
+    with path.open("rb") as file:
+        zipped = file.read(4) == b"PK\x03\x04"  # what torch.load looks at
     if zipped:
         check_members(path)
     try:
@@ -77,11 +78,11 @@ def load(path: Path) -> object:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S{1,100})", str(error))
-        what = f" ({found[1]})" if found else ""
+        what = f"holds more than tensors ({found[1]})" if found else "is damaged, or holds more "\
+            "than tensors and plain containers"  # fmt: skip
         raise InputError(
-            f"{path}: holds more than tensors{what}; to unpickle it could run code, so it is not "
-            "done; where you trust it, load it and save its state_dict as .safetensors "
-            "(safetensors.torch.save_file)"
+            f"{path}: {what}; to unpickle it could run code, so it is not done; where you trust "
+            "it, load it and save its state_dict as .safetensors (safetensors.torch.save_file)"
         ) from error
 
 
@@ -149,6 +150,18 @@ def unusable(tensor: torch.Tensor) -> str | None:
 def tensor_header(name: str, tensor: torch.Tensor) -> ArrayHeader:
     """The header of a tensor that unusable() has nothing against."""
     return ArrayHeader(name, tuple(tensor.shape), DTYPES[tensor.dtype], partial(to_array, tensor))
+
+
+def in_memory(name: str, tensor: torch.Tensor) -> ArrayHeader:
+    """The header of a tensor on any device, parameters too.
+
+    Raises:
+        ValueError: it has no plain array; says why.
+    """
+    here = tensor if tensor.device.type == "meta" else tensor.detach().cpu()
+    if (complaint := unusable(here)) is not None:
+        raise ValueError(complaint)
+    return tensor_header(name, here)
 
 
 def to_array(tensor: torch.Tensor) -> Array:
