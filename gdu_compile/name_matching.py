@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx_ir as ir
 
 from gdu_compile.arrays import ArrayHeader
@@ -163,7 +164,8 @@ def is_constant(oracle: OracleWeights, name: str, weights: Mapping[str, ir.Value
         return False
     if tensor.dtype.numpy() != header.dtype:
         return False
-    return header.load().tobytes() == tensor.numpy().tobytes()
+    one, other = (np.ascontiguousarray(a).reshape(-1) for a in (header.load(), tensor.numpy()))
+    return np.array_equal(one.view(np.uint8), other.view(np.uint8))
 
 
 def without_prefixes(names: Sequence[str], known: Mapping[str, object]) -> dict[str, str]:
@@ -221,9 +223,13 @@ def hints(
     found: dict[str, str] = {}
     for name, values in fits.items():
         shape = f"its shape {list(unknown[name].shape)} fits"
-        if meant := [rest for rest in shortened(name) if rest in known]:
-            found[name] = (f"without its prefix it is {' or '.join(map(repr, meant))}, but not it "
-                           "alone: keep one of them")  # fmt: skip
+        meant = [rest for rest in shortened(name) if rest in known]
+        if len(meant) > 1:
+            found[name] = (f"without a prefix it is {' or '.join(map(repr, meant))}: choose with "
+                           "--rename")  # fmt: skip
+        elif meant:
+            found[name] = (f"without its prefix it is {meant[0]!r}, as another name is too: keep "
+                           "one of them")  # fmt: skip
         elif len(values) > 1:
             listed = ", ".join(repr(value.name) for value in values[:4])
             found[name] = (f"{shape} {len(values)} uncovered weights: {listed}"

@@ -331,7 +331,29 @@ def test_branch_initializers(tmp_path: Path) -> None:
     assert values == [0, 12] and "W" in oracle
 
 
-def test_functions_and_extended_models(tmp_path: Path) -> None:
+FUNCTION = """<ir_version: 8, opset_import: ["": 13, "my": 1]>
+    m (float[N, 4] x) => (float[N, 3] y)
+    <float[4, 3] W = {%s, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}> {
+        h = my.Scale(x)
+        mean = ReduceMean<axes = [1]>(h)
+        q = MatMul(h, W)
+        y = Add(q, mean) }
+    <opset_import: ["": 13], domain: "my">
+    Scale (x) => (y) { c = Constant<value = float[4] {%s, 2, 3, 4}>() y = Mul(x, c) }"""
+
+
+def test_functions_and_old_opsets(tmp_path: Path) -> None:
+    """A weight in a function's Constant node has the name that it has in the raised base."""
+    for name, values in {"m": (1, 1), "w": (5, 6)}.items():
+        onnx.save(onnx.parser.parse_model(FUNCTION % values), tmp_path / f"{name}.onnx")
+    compiled = gdu_compile.compile(tmp_path / "m.onnx", tmp_path / "w.onnx", strict=True)
+    assert compiled.report.reproduced and compiled.report.skipped == []
+    assert [row.elements for row in compiled.report.weights] == [12, 4]
+    same = gdu_compile.compile(tmp_path / "m.onnx", tmp_path / "m.onnx", confirm=False)
+    assert recorded(same.extended) == ["W"]
+
+
+def test_no_base_network(tmp_path: Path) -> None:
     """What is refused as a base is refused as an oracle, with the file's name."""
     extended = gdu_compile.compile(BASE, ORACLE, confirm=False).extended
     save_onnx(tmp_path / "e.onnx", extended)
@@ -443,9 +465,9 @@ def test_prefix(case: str, expected: str) -> None:
 
 KEPT = {
     "both": ({**ORACLE, "module.W1": ORACLE["W1"]}, "'module.W1' is no weight",
-             "without its prefix it is 'W1', but not it alone: keep one of them"),
+             "without its prefix it is 'W1', as another name is too: keep one of them"),
     "two prefixes": ({**prefixed(W1="module."), "model.W1": ORACLE["W1"]}, "'model.W1' is no ",
-                     "without its prefix it is 'W1', but not it alone"),
+                     "without its prefix it is 'W1', as another name is too"),
     "another prefix": (prefixed(rest="net."), "'net.W1' is no weight", "--rename"),
     "in the middle": (prefixed(W1="net.module."), "'net.module.W1' is no weight", "--rename"),
 }  # fmt: skip
@@ -468,7 +490,7 @@ def test_prefix_of_the_model_itself() -> None:
     ir.convenience.rename_values(base.graph.initializers["module_W"], "module.W")
     compiled = gdu_compile.compile(base, {"module.W": W + 1, "W": C + 1}, confirm=False)
     assert compiled.report.warnings == []
-    with pytest.raises(InputError, match=r"it is 'module\.W' or 'W', but not it alone"):
+    with pytest.raises(InputError, match=r"it is 'module\.W' or 'W': choose with --rename"):
         gdu_compile.compile(base, {"module.module.W": W + 1}, confirm=False)
 
 
