@@ -13,14 +13,16 @@ from gdu_compile.arrays import ArrayHeader, Headers, damaged
 from gdu_compile.contracts import state_of
 from gdu_compile.digits import Array
 from gdu_compile.errors import GduError
+from gdu_compile.weights import is_usual_weight
 
 
 def onnx_headers(path: Path) -> tuple[Headers, frozenset[str]]:
     """The initializers of a model after NormalizePass, and which of them may be mere constants.
 
     Constant nodes, and initializers of branches and functions, have the names that
-    BindOraclePass sees in the base.  What was a Constant node or is no float may be an
-    axis, a shape or an exponent: it is no oracle weight unless it differs from the base's.
+    BindOraclePass sees in the base.  What was a Constant node, or is of a dtype that
+    is no usual weight, may be an axis, a shape or an exponent: it is no oracle weight unless
+    it differs from the base's.
 
     Raises:
         InputError, UnsupportedError: the file cannot be read, or is no base network.
@@ -41,7 +43,7 @@ def onnx_headers(path: Path) -> tuple[Headers, frozenset[str]]:
             continue
         shape, dtype = tuple(tensor.shape.numpy()), np.dtype(tensor.dtype.numpy())
         headers[name] = ArrayHeader(name, shape, dtype, partial(contents, path, name, tensor))
-        if name in lifted or not tensor.dtype.is_floating_point():
+        if name in lifted or not is_usual_weight(value):
             constants.add(name)
     return headers, frozenset(constants)
 

@@ -255,6 +255,23 @@ def test_bfloat16_in_npz(tmp_path: Path) -> None:
     assert bits(header.load().view(ml_dtypes.bfloat16)) == bits(array)
 
 
+@pytest.mark.parametrize("suffix", [".npz", *DTYPE_WRITERS])
+def test_bfloat16_is_recorded(suffix: str, tmp_path: Path) -> None:
+    """From every kind of file; raw bytes are taken for bfloat16 only."""
+    text = """b (float[N, 4] x) => (float[N, 3] y) { w = Cast<to = 1>(W) y = MatMul(x, w) }"""
+    base = parse(text, {"W": np.ones((4, 3), ml_dtypes.bfloat16)})
+    oracle = {"W": np.arange(-6, 6).reshape(4, 3).astype(ml_dtypes.bfloat16) / 7}
+    path = tmp_path / f"w{suffix}"
+    {".npz": lambda arrays, path: np.savez(path, **arrays), **DTYPE_WRITERS}[suffix](oracle, path)
+    compiled = gdu_compile.compile(base, path)
+    assert compiled.report.reproduced
+    in_memory = gdu_compile.compile(base, oracle, confirm=False).extended
+    assert text_of(compiled.extended) == text_of(in_memory)
+    half = parse(text, {"W": np.ones((4, 3), np.float16)})
+    with pytest.raises(InputError, match="float16 in the model: convert it"):
+        gdu_compile.compile(half, path, confirm=False)
+
+
 @pytest.mark.parametrize("shape", [(3, 4), ()])
 def test_torch_tensors_in_memory(shape: tuple[int, ...]) -> None:
     """Parameters and bfloat16, which numpy.asarray refuses, with their bits."""
@@ -315,6 +332,18 @@ def test_a_constant_that_differs_is_recorded(tmp_path: Path) -> None:
     save_onnx(tmp_path / "w.onnx", net(W, WITH_CONSTANTS.replace("2.0", "3.0")))
     compiled = gdu_compile.compile(net(W), tmp_path / "w.onnx", confirm=False)
     assert recorded(compiled.extended) == ["W", "c", "two"]
+
+
+def test_whole_numbers_that_are_weights(tmp_path: Path) -> None:
+    """8-bit weights are recorded even where they equal the base's, as floats are."""
+    text = """q (float[N, 4] x) => (float[N, 3] y) {
+        w = DequantizeLinear(W, scale) h = MatMul(x, w) y = Reshape(h, shape) }"""
+    eight = {"W": W.astype(np.int8), "scale": np.float32(0.5), "shape": np.int64([-1, 3])}
+    save_onnx(tmp_path / "w.onnx", parse(text, eight))
+    compiled = gdu_compile.compile(
+        tmp_path / "w.onnx", tmp_path / "w.onnx", confirm=False, strict=True
+    )
+    assert recorded(compiled.extended) == ["W", "scale"]
 
 
 def test_branch_initializers(tmp_path: Path) -> None:
