@@ -388,11 +388,11 @@ def measure(model: Path, weights: Path, repeats: int) -> list[Row]:
         extended = compiler.compile(model, weights, confirm=False).extended
         facts = Extension.from_metadata(extended.metadata_props)
         inputs, labels = batch_of(extended)
-        recording = Step(lower_to_torch(extended), facts.logits.name, inputs, labels)
+        recording = Step(lower_to_torch(extended), facts.logits.output, inputs, labels)
         files = write_files(model, extended, recording, Path(name))
         base = ir.load(files.base)
         weight_names = {slot.weight for _, slot in facts.slots()}
-        ordinary = Step(lower_to_torch(base, weight_names), facts.logits.name, inputs, labels)
+        ordinary = Step(lower_to_torch(base, weight_names), facts.logits.output, inputs, labels)
         rows = [*step_rows(recording, ordinary, facts, repeats)]
         del recording, ordinary, extended, base
         return [

@@ -51,7 +51,7 @@ def click_type(field: dataclasses.Field[Any], kind: Any) -> Any:
         return PowerOfTwo()
     if kind in (Path, Path | None):
         return click.Path(path_type=Path)
-    return {int: int, float: float}.get(kind, str)
+    return {int: int, int | None: int, float: float}.get(kind, str)
 
 
 def flags_of(options: type[option_classes.Options]) -> Callable[[F], F]:

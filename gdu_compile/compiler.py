@@ -11,14 +11,16 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from gdu_compile import carrying, model_io, runtime, specialize
 from gdu_compile.contracts import state_of
-from gdu_compile.data import fixed_batch, load_data, synthetic_data
+from gdu_compile.data import fixed_batch, peek_targets, synthetic_inputs
 from gdu_compile.digits import Array, DigitCode, code_named
 from gdu_compile.errors import InputError, UnsupportedError
 from gdu_compile.explain import explain
+from gdu_compile.losses import LossSpec
 from gdu_compile.metadata import Extension
 from gdu_compile.optimizers import OptimizerSpec
 from gdu_compile.options import CompileOptions
@@ -30,6 +32,7 @@ from gdu_compile.verification import Verifier, same_bits
 from gdu_compile.workflows import (
     Prepared,
     confirm,
+    dataset,
     describe,
     prepare_training,
     run_training,
@@ -144,7 +147,7 @@ class Source:
         if before >= model_io.OPSET:
             return original
         model = model_io.raise_opset(self.fresh())
-        inputs = synthetic_inputs(model)
+        inputs = seeded_inputs(model)
         batch = fixed_batch(model.graph.inputs)
         with runtime.on_disk(original) as old, runtime.on_disk(model) as new:
             expected = runtime.run(old, inputs, level="none", batch=batch, called=self.name)
@@ -177,12 +180,10 @@ def alias(tensor: ir.TensorProtocol) -> ir.LazyTensor:
     return ir.LazyTensor(lambda: tensor, dtype=tensor.dtype, shape=shape, name=tensor.name)
 
 
-def synthetic_inputs(model: ir.Model) -> dict[str, Any]:
+def seeded_inputs(model: ir.Model) -> dict[str, Array]:
     """Seeded inputs for a comparison of two models."""
-    from gdu_compile.contracts import LogitsSite
-
     inputs = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
-    return synthetic_data(inputs, LogitsSite("", -1, 2, "logits", "", None), seed=0).inputs
+    return synthetic_inputs(inputs, np.random.default_rng(0))
 
 
 def check_outputs(model: ModelLike, weights: WeightsLike, options: CompileOptions) -> None:
@@ -216,8 +217,11 @@ def rewrite(
     """Run the record passes in place, timed; dump, stop and explain as asked."""
     passes = record_passes(
         oracle, code=code, theta_dtype=options.theta_dtype, logits=options.logits,
-        allow_extra=options.allow_extra, strict=options.strict, cover_all=options.cover_all,
-        gain=options.gain, batch_limit=options.batch_limit, bucket_bytes=options.bucket_bytes,
+        class_axis=options.class_axis,
+        loss=None if options.loss is None else LossSpec.parse(options.loss),
+        targets=peek_targets(options.data), allow_extra=options.allow_extra,
+        strict=options.strict, cover_all=options.cover_all, gain=options.gain,
+        batch_limit=options.batch_limit, bucket_bytes=options.bucket_bytes,
     )  # fmt: skip
     names = [type(pass_).__name__ for pass_ in passes]
     if options.stop_after is not None and options.stop_after not in names:
@@ -247,8 +251,8 @@ def prepare(extended: ir.Model, options: CompileOptions, report: Report) -> Prep
         return None
     if options.dry_run or not options.confirm:
         if options.data is not None:
-            facts = Extension.from_metadata(extended.metadata_props)
-            load_data(options.data, extended.graph.inputs, facts.logits)
+            site = Extension.from_metadata(extended.metadata_props).logits
+            dataset(extended, options, LossSpec.of(options.loss, site))
         return None
     return prepare_training(extended, options, report)
 

@@ -20,26 +20,33 @@ META_KEY = "gdu"
 PASS_KEY = "gdu.pass"
 
 
+DimSource = int | tuple[str, int] | None
+"""Where a size comes from: fixed, (model input, dimension index), or not known before a run."""
+
+
 @dataclass(frozen=True)
 class LogitsSite:
     """Written by LocateLogitsPass: where the recorder speaks.
 
     Attributes:
-        name: the value's name; after the rewrite it is the switch's output.
-        axis: the class axis, counted from the end: −1.
-        classes: C.
-        kind: "logits" (later also probabilities, sigmoid, values).
+        name: the value that is switched; after the rewrite it is the switch's output.
+            In front of a Softmax, LogSoftmax or Sigmoid that ends the graph.
+        output: the graph output that the loss sees; ``name`` itself when nothing follows.
+        axis: the class axis, counted from the end: −1; −3 for [N, C, H, W].
+        classes: C, the size of the class axis; 1 when there is none ([N]).
+        kind: what ``output`` is: "logits", "log_probabilities", "probabilities",
+            "sigmoid" or "values".
         why: one sentence for the reader: why this value was taken.
-        batch: (model input, dimension index) with the same batch dimension,
-            an int when the batch is fixed, or None: read it off the logits.
+        dims: for every dimension of the logits where its size comes from.
     """
 
     name: str
+    output: str
     axis: int
     classes: int
     kind: str
     why: str
-    batch: tuple[str, int] | int | None
+    dims: tuple[DimSource, ...]
 
 
 @dataclass(frozen=True)
@@ -134,6 +141,7 @@ class State:
     gain: float | None = None
     theta_dtype: str | None = None
     batch_limit: int | None = None
+    start: float | None = None
     buckets: list[Bucket] | None = None
     armed: ir.Value | None = None
     recorded_logits: ir.Value | None = None

@@ -10,14 +10,55 @@ import numpy as np
 import onnx_ir as ir
 
 from gdu_compile.arrays import ArrayHeader, Headers, read_arrays
-from gdu_compile.contracts import LogitsSite
+from gdu_compile.contracts import DimSource, LogitsSite
 from gdu_compile.digits import Array
 from gdu_compile.errors import InputError, UnsupportedError
 from gdu_compile.logits import list_shape
+from gdu_compile.losses import DEFAULT_LOSS, IN_0_1, LossSpec, column_kind
 
 SYNTHETIC_SAMPLES = 256
 # A dynamic dimension other than the batch gets this size in synthetic data.
 SYNTHETIC_DIM = 8
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What ``y`` says before the model is known: for the choice between logits and values."""
+
+    header: ArrayHeader
+
+    def __repr__(self) -> str:
+        return f"Targets({self.header.dtype} {list(self.header.shape)})"
+
+    @property
+    def integers(self) -> bool:
+        """Whether they are whole numbers or booleans."""
+        return self.header.dtype.kind in "iub"
+
+    def below(self, axis: int, rank: int) -> float | None:
+        """A number well below all targets of column 0; None when they are no finite numbers.
+
+        Half the range below the lowest, at least 1: then |κ| = |mean(z0 − y)| is of the order
+        of the range, and later targets may go a little lower.
+        """
+        if self.header.dtype.kind not in "iubf" or 0 in self.header.shape:
+            return None
+        y = self.header.load().astype(np.float64)
+        column = y.take(0, axis=axis) if rank > 1 and y.ndim == rank else y
+        low, high = float(column.min()), float(column.max())
+        if not np.isfinite([low, high]).all():
+            return None
+        return low - max(1.0, (high - low) / 2, abs(low) / 128)
+
+
+def peek_targets(path: Path | None) -> Targets | None:
+    """``y`` of a data file; None without a file or without ``y``.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    header = None if path is None else read_arrays(path).get("y")
+    return None if header is None else Targets(header)
 
 
 @dataclass(frozen=True)
@@ -28,22 +69,35 @@ class Dataset:
         kind: "synthetic" or "file".
         path: the file, or None.
         inputs: model input name → array [n, …].
-        labels: int64 [n], classes.
+        labels: int64 classes, [n] or the logits' shape without the class axis; or
+            float32 targets in the logits' shape.
         notes: what a reader should know.
+        positions: labels that count per sample: 1, or the number of tokens or pixels.
+        ignore_index: the label that means "leave out"; None when there is none.
     """
 
     kind: str
     path: str | None
     inputs: dict[str, Array]
-    labels: np.ndarray[tuple[int], np.dtype[np.int64]]
+    labels: Array
     notes: tuple[str, ...] = ()
+    positions: int = 1
+    ignore_index: int | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
 
-def load_data(path: Path, inputs: Sequence[ir.Value], site: LogitsSite) -> Dataset:
+def load_data(
+    path: Path, inputs: Sequence[ir.Value], site: LogitsSite, loss: LossSpec | None = None
+) -> Dataset:
     """Read ``y`` and one array per model input (``x`` when there is only one).
+
+    Args:
+        path: an .npz or .safetensors file.
+        inputs: the model's inputs.
+        site: the logits: what shape ``y`` has.
+        loss: what ``y`` is for; None for any that goes with the output.
 
     Raises:
         InputError: with all problems: missing arrays, shapes, dtypes, labels.
@@ -65,14 +119,42 @@ def load_data(path: Path, inputs: Sequence[ir.Value], site: LogitsSite) -> Datas
             continue
         chosen[name] = headers[key]
         problems += input_problems(value, headers[key])
-    problems += label_problems(headers, chosen, site.classes)
+    loss = loss or fitting_loss(site, headers.get("y"))
+    problems += label_problems(headers, chosen, site, loss)
     if problems:
         raise InputError(f"cannot use the data {path}", problems)
-    labels = headers["y"].load().astype(np.int64)
+    labels = targets_of(headers["y"].load(), site, loss)
     arrays = {name: cast(header, value_named(inputs, name)) for name, header in chosen.items()}
     unused = set(headers) - {"y"} - {header.name for header in chosen.values()}
     notes = (f"arrays of {path} that are not used: {', '.join(sorted(unused))}",) if unused else ()
-    return Dataset("file", str(path), arrays, labels, notes)
+    return Dataset("file", str(path), arrays, labels, notes, positions_of(labels, site, loss),
+                   loss.ignore_index)  # fmt: skip
+
+
+def fitting_loss(site: LogitsSite, y: ArrayHeader | None) -> LossSpec:
+    """The default loss; for several columns with one target each, one that takes those."""
+    loss = LossSpec(DEFAULT_LOSS[column_kind(site)], {})
+    columns = y is not None and len(y.shape) == len(site.dims) and y.dtype.kind in "fb"
+    if columns and loss.takes_classes and site.kind == "logits":
+        return LossSpec(DEFAULT_LOSS["one logit"], {})
+    return loss
+
+
+def targets_of(y: Array, site: LogitsSite, loss: LossSpec) -> Array:
+    """``y`` as the loss takes it: int64 classes, or float32 in the shape of the logits."""
+    if loss.takes_classes:
+        return y.astype(np.int64)
+    floats = y.astype(np.float32)
+    return floats if floats.ndim == len(site.dims) else np.expand_dims(floats, site.axis)
+
+
+def positions_of(labels: Array, site: LogitsSite, loss: LossSpec) -> int:
+    """How many samples, tokens or pixels one sample counts for in Lemma 1's N; 0 for values,
+    where N has no part."""
+    if site.kind == "values":
+        return 0
+    columns = 1 if loss.takes_classes else site.classes
+    return labels.size // (len(labels) * columns)
 
 
 def check_inputs(inputs: Sequence[ir.Value]) -> None:
@@ -139,14 +221,19 @@ def input_problems(value: ir.Value, header: ArrayHeader) -> list[str]:
     return problems
 
 
-def label_problems(headers: Headers, inputs: dict[str, ArrayHeader], classes: int) -> list[str]:
+def label_problems(
+    headers: Headers, inputs: dict[str, ArrayHeader], site: LogitsSite, loss: LossSpec
+) -> list[str]:
     """What is wrong with ``y`` and the numbers of samples."""
     labels = headers.get("y")
+    wanted = label_shape(site, loss)
+    what = f"labels are integers {wanted}" if loss.takes_classes else f"targets are floats {wanted}"
     if labels is None:
-        return ["no array 'y' with the labels: integers [n]"]
-    if len(labels.shape) != 1 or not np.issubdtype(labels.dtype, np.integer):
-        return [f"'y' is {labels.dtype} {list(labels.shape)}; labels are integers [n]"]
-    if labels.shape[0] == 0:
+        return [f"no array 'y' with the {what.replace(' are', ':')}"]
+    kinds = "iu" if loss.takes_classes else "iubf"
+    if labels.dtype.kind not in kinds or not shape_fits(labels.shape, site, loss):
+        return [f"'y' is {labels.dtype} {list(labels.shape)}; {what} (--loss {loss})"]
+    if 0 in labels.shape:
         return ["'y' is empty; give one label or more"]
     problems = [
         f"{header.name!r} has {header.shape[0] if header.shape else 0} samples, "
@@ -154,28 +241,121 @@ def label_problems(headers: Headers, inputs: dict[str, ArrayHeader], classes: in
         for header in inputs.values()
         if not header.shape or header.shape[0] != labels.shape[0]
     ]
-    y = labels.load()
-    signed = y.astype(np.int64)  # what lies beyond int64 comes out negative
-    outside = np.flatnonzero((signed < 0) | (signed >= classes))
-    if outside.size:
-        problems.append(f"{outside.size} of {len(y)} labels are outside 0 … {classes - 1} "
-                        f"(first: y[{outside[0]}] = {y[outside[0]]})")  # fmt: skip
-    return problems
+    return problems + value_problems(labels.load(), site, loss)
 
 
-def synthetic_data(inputs: Sequence[ir.Value], site: LogitsSite, seed: int) -> Dataset:
-    """Standard normal inputs (0 and 1 for integers and booleans) and uniform random labels.
+def value_problems(y: Array, site: LogitsSite, loss: LossSpec) -> list[str]:
+    """Which labels are no classes, or which targets are no numbers that the loss takes."""
+    if loss.takes_classes:
+        signed = y.astype(np.int64)  # what lies beyond int64 comes out negative
+        wrong = (signed < 0) | (signed >= site.classes)
+        if loss.ignore_index is not None:
+            wrong &= signed != loss.ignore_index
+        what = f"labels are outside 0 … {site.classes - 1}"
+    elif loss.name in IN_0_1:
+        wrong = ~((y.astype(np.float32) >= 0) & (y.astype(np.float32) <= 1))
+        what = f"targets are outside 0 … 1, which {loss.name} needs"
+    else:
+        wrong = ~np.isfinite(y.astype(np.float32))
+        what = "targets are not finite in float32"
+    outside = np.argwhere(wrong)
+    if not len(outside):
+        return []
+    first = tuple(outside[0])
+    where = ", ".join(map(str, first))
+    return [f"{len(outside)} of {y.size} {what} (first: y[{where}] = {y[first]})"]
+
+
+def label_shape(site: LogitsSite, loss: LossSpec) -> str:
+    """The shape of ``y`` as people write it."""
+    dims = ["n", *(str(d) if isinstance(d, int) else "…" for d in site.dims[1:])]
+    if loss.takes_classes:
+        del dims[site.axis]
+    return f"[{', '.join(dims)}]"
+
+
+def shape_fits(shape: tuple[int, ...], site: LogitsSite, loss: LossSpec) -> bool:
+    """Whether ``y`` may have this shape; one column need not be an axis of its own."""
+
+    def agrees(dims: list[DimSource]) -> bool:
+        return len(dims) == len(shape) and all(
+            not isinstance(dim, int) or dim == size
+            for dim, size in list(zip(dims, shape, strict=True))[1:]
+        )
+
+    dims = list(site.dims)
+    without = dims.copy()
+    del without[site.axis]
+    if loss.takes_classes:
+        return agrees(without)
+    return agrees(dims) or (site.classes == 1 and bool(without) and agrees(without))
+
+
+def synthetic_data(
+    inputs: Sequence[ir.Value],
+    site: LogitsSite,
+    seed: int,
+    loss: LossSpec | None = None,
+    shape: Sequence[int] | None = None,
+) -> Dataset:
+    """Standard normal inputs and uniform random labels, or standard normal targets of values.
+
+    Args:
+        inputs: the model's inputs.
+        site: the logits.
+        seed: of the random numbers.
+        loss: what the labels are for; None for the default of the output kind.
+        shape: of the logits; None to read it off ``site.dims``, where that is possible.
 
     Example:
         >>> import onnx_ir as ir
         >>> from gdu_compile.contracts import LogitsSite
         >>> x = ir.val("x", ir.DataType.FLOAT, ["N", 4])
-        >>> site = LogitsSite("logits", -1, 3, "logits", "", None)
-        >>> synthetic_data([x], site, seed=0).inputs["x"].shape
-        (256, 4)
+        >>> site = LogitsSite("logits", "logits", -1, 3, "logits", "", (("x", 0), 3))
+        >>> data = synthetic_data([x], site, seed=0)
+        >>> data.inputs["x"].shape, data.labels.shape
+        ((256, 4), (256,))
     """
-    check_inputs(inputs)
+    loss = loss or fitting_loss(site, None)
     rng = np.random.default_rng(seed)
+    arrays = synthetic_inputs(inputs, rng)
+    sizes = list(shape or known_shape(site, arrays))
+    labels: Array
+    if loss.takes_classes:
+        del sizes[site.axis]
+        labels = rng.integers(0, site.classes, sizes).astype(np.int64)
+    elif site.kind == "values":
+        labels = rng.standard_normal(sizes).astype(np.float32)
+    else:
+        labels = rng.integers(0, 2, sizes).astype(np.float32)
+    return Dataset("synthetic", None, arrays, labels, (), positions_of(labels, site, loss),
+                   loss.ignore_index)  # fmt: skip
+
+
+def known_shape(site: LogitsSite, inputs: dict[str, Array]) -> list[int]:
+    """The logits' shape on these inputs; a batch of no name is the inputs' own.
+
+    Raises:
+        UnsupportedError: another dimension can only be known by running the model.
+    """
+    first = site.dims[0]
+    sizes = [len(next(iter(inputs.values()))) if first is None else size_of(first, inputs)]
+    for dim in site.dims[1:]:
+        if dim is None:
+            raise UnsupportedError(f"the shape of the output {site.output!r} is not known; "
+                                   "give --data")  # fmt: skip
+        sizes.append(size_of(dim, inputs))
+    return sizes
+
+
+def size_of(dim: int | tuple[str, int], inputs: dict[str, Array]) -> int:
+    """A fixed size, or the size of an input's dimension."""
+    return dim if isinstance(dim, int) else inputs[dim[0]].shape[dim[1]]
+
+
+def synthetic_inputs(inputs: Sequence[ir.Value], rng: np.random.Generator) -> dict[str, Array]:
+    """Standard normal arrays; 0 and 1 for integers and booleans."""
+    check_inputs(inputs)
     samples = fixed_batch(inputs) or SYNTHETIC_SAMPLES
     arrays: dict[str, Array] = {}
     for value in inputs:
@@ -188,8 +368,7 @@ def synthetic_data(inputs: Sequence[ir.Value], site: LogitsSite, seed: int) -> D
             arrays[str(value.name)] = rng.standard_normal(shape).astype(dtype)
         else:
             arrays[str(value.name)] = rng.integers(0, 2, shape).astype(dtype)
-    labels = rng.integers(0, site.classes, samples)
-    return Dataset("synthetic", None, arrays, labels.astype(np.int64))
+    return arrays
 
 
 def fixed_batch(inputs: Sequence[ir.Value]) -> int | None:

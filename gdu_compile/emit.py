@@ -54,16 +54,26 @@ def emit_q(b: Builder, theta: ir.Value, signal: ir.Value) -> ir.Value:
 
 
 def emit_recorder(
-    b: Builder, q: Sequence[ir.Value], *, start: float, gain: float, classes: int, shape: ir.Value
+    b: Builder,
+    q: Sequence[ir.Value],
+    *,
+    start: float,
+    gain: float,
+    classes: int,
+    axis: int,
+    rank: int,
+    shape: ir.Value,
 ) -> ir.Value:
-    """z = (z0 + γ·Q)·e_0, expanded to ``shape`` [N, C] (THEORY §2).
+    """z = (z0 + γ·Q)·e_0, expanded to ``shape`` (THEORY §2).
 
     Args:
         b: the builder.
         q: the buckets' scalars; Q is their sum.
-        start: z0 of class 0.
+        start: z0 of column 0.
         gain: γ, a power of two.
         classes: C.
+        axis: the class axis, counted from the end.
+        rank: of the logits.
         shape: 1-D INT64 value with the shape of the logits.
     """
     total = q[0]
@@ -71,10 +81,13 @@ def emit_recorder(
         total = b.op("Add", total, part, name="gdu_Q", shape=[])
     quiet = b.op("Mul", total, b.float(gain, "gdu_gain"), name="gdu_gain_Q", shape=[])
     z = b.op("Add", quiet, b.float(start, "gdu_z0"), name="gdu_z", shape=[])
-    e0 = np.zeros(classes, dtype=np.float32)
+    e0 = np.zeros((classes, *[1] * (-axis - 1)), dtype=np.float32)  # C x 1 x … x 1
     e0[0] = 1
-    row = b.op("Mul", b.constant(e0, "gdu_e0"), z, name="gdu_row", shape=[classes])
-    return b.op("Expand", row, shape, name="gdu_recorded_logits", shape=[None, classes])
+    row = b.op("Mul", b.constant(e0, "gdu_e0"), z, name="gdu_row", shape=e0.shape)
+    sizes: list[int | None] = [None] * rank
+    if rank > 1:
+        sizes[axis] = classes
+    return b.op("Expand", row, shape, name="gdu_recorded_logits", shape=sizes)
 
 
 def emit_decode(

@@ -82,7 +82,8 @@ def logits(model: ir.Model) -> dict[str, Any]:
         site = locate_logits(model)
     except UnsupportedError as error:
         return {"name": None, "why": "; ".join([error.message, *error.problems])}
-    return {"name": site.name, "classes": site.classes, "why": site.why}
+    return {"name": site.name, "output": site.output, "kind": site.kind, "axis": site.axis,
+            "classes": site.classes, "why": site.why}  # fmt: skip
 
 
 def extension(model: ir.Model, path: Path) -> dict[str, Any] | None:
@@ -97,6 +98,7 @@ def extension(model: ir.Model, path: Path) -> dict[str, Any] | None:
         "gain": facts.gain,
         "theta_dtype": facts.theta_dtype,
         "batch_limit": facts.batch_limit,
+        "start": facts.start,
         "logits": asdict(facts.logits),
         "armed": specialize.is_armed(model),
         "buckets": [

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from gdu_compile.contracts import Bucket, LogitsSite, Skipped, Slot
+from gdu_compile.contracts import Bucket, DimSource, LogitsSite, Skipped, Slot
 from gdu_compile.digits import CODES, UNIT_ROUNDOFF, DigitCode, check_gain
 from gdu_compile.errors import InputError
+from gdu_compile.logits import KINDS
 from gdu_compile.number_formats import FORMATS
 
 PREFIX = "gdu."
@@ -27,6 +29,7 @@ class Extension:
         gain: γ.
         theta_dtype: dtype of θ, "float32" or "bfloat16".
         batch_limit: N of Lemma 1.
+        start: z0 of Lemma 1, what the recorder answers in column 0.
         logits: the logits site.
         base_logits: name that the base's own logits have inside the extended graph.
         buckets: θ and what lies where.
@@ -41,6 +44,7 @@ class Extension:
     gain: float
     theta_dtype: str
     batch_limit: int
+    start: float
     logits: LogitsSite
     base_logits: str
     buckets: tuple[Bucket, ...]
@@ -64,10 +68,11 @@ class Extension:
             "gain": self.gain.hex(),
             "theta_dtype": self.theta_dtype,
             "batch_limit": self.batch_limit,
+            "start": self.start.hex(),
             "logits": {
-                "name": site.name, "axis": site.axis, "classes": site.classes,
-                "kind": site.kind, "why": site.why, "batch": site.batch,
-                "base": self.base_logits,
+                "name": site.name, "output": site.output, "axis": site.axis,
+                "classes": site.classes, "kind": site.kind, "why": site.why,
+                "dims": site.dims, "base": self.base_logits,
             },
             "buckets": {
                 bucket.theta: [dataclasses.astuple(slot) for slot in bucket.slots]
@@ -102,6 +107,7 @@ class Extension:
                 gain=float.fromhex(props[PREFIX + "gain"]),
                 theta_dtype=props[PREFIX + "theta_dtype"],
                 batch_limit=int(props[PREFIX + "batch_limit"]),
+                start=float.fromhex(props[PREFIX + "start"]),
                 logits=read_site(json.loads(props[PREFIX + "logits"])),
                 base_logits=str(json.loads(props[PREFIX + "logits"])["base"]),
                 buckets=read_buckets(json.loads(props[PREFIX + "buckets"])),
@@ -132,23 +138,37 @@ class Extension:
             for bucket in self.buckets
         ):
             raise ValueError("a bucket is empty, or its weights are not of one known dtype")
-        if self.logits.classes < 2 or self.batch_limit < 1:
-            raise ValueError("classes or batch limit out of range")
+        if self.batch_limit < 1 or not math.isfinite(self.start):
+            raise ValueError("batch limit or start out of range")
         if any(min(slot.shape, default=1) < 1 or slot.offset < 0 for _, slot in self.slots()):
             raise ValueError("a shape or offset out of range")
 
 
 def read_site(fields: dict[str, Any]) -> LogitsSite:
-    """The logits site from its JSON."""
-    batch = fields["batch"]
-    if isinstance(batch, list):
-        batch = (str(batch[0]), int(batch[1]))
-    elif batch is not None:
-        batch = int(batch)
-    return LogitsSite(
-        name=str(fields["name"]), axis=int(fields["axis"]), classes=int(fields["classes"]),
-        kind=str(fields["kind"]), why=str(fields["why"]), batch=batch,
+    """The logits site from its JSON.
+
+    Raises:
+        ValueError: it is impossible by itself.
+    """
+    site = LogitsSite(
+        name=str(fields["name"]), output=str(fields["output"]), axis=int(fields["axis"]),
+        classes=int(fields["classes"]), kind=str(fields["kind"]), why=str(fields["why"]),
+        dims=tuple(read_dim(dim) for dim in fields["dims"]),
     )  # fmt: skip
+    least = 1 if site.kind in ("logits", "sigmoid", "values") else 2
+    if site.kind not in KINDS or site.classes < least:
+        raise ValueError(f"{site.classes} classes of kind {site.kind!r}")
+    if not -len(site.dims) <= site.axis < 0 or (len(site.dims) == 1 and site.classes > 1):
+        raise ValueError(f"class axis {site.axis} of {len(site.dims)}")
+    return site
+
+
+def read_dim(field: Any) -> DimSource:
+    """One dimension's source from its JSON."""
+    if isinstance(field, list):
+        name, index = field
+        return str(name), int(index)
+    return None if field is None else int(field)
 
 
 def read_buckets(fields: dict[str, Any]) -> tuple[Bucket, ...]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from gdu_compile.call_text import call_text, parse_call
 from gdu_compile.errors import InputError
 
 if TYPE_CHECKING:
@@ -42,26 +42,13 @@ class OptimizerSpec:
         Raises:
             InputError: the text is nothing of that form.
         """
-        try:
-            node = ast.parse(text.strip(), mode="eval").body
-            if isinstance(node, ast.Name):
-                return cls(node.id, {})
-            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or node.args:
-                raise ValueError
-            arguments = {str(k.arg): ast.literal_eval(k.value) for k in node.keywords}
-            if len(arguments) < len(node.keywords):
-                raise ValueError("a keyword is there twice")
-        except Exception as error:  # Python's parser raises six types on strange text
-            raise InputError(
-                f"--optimizer {text[:80]!r} cannot be read; write it as in PyTorch: "
-                '"SGD(momentum=0.9, nesterov=True)"'
-            ) from error
+        name, arguments = parse_call(text, "--optimizer", "SGD(momentum=0.9, nesterov=True)")
         if "lr" in arguments:
             raise InputError(f"--optimizer {text!r}: give the learning rate with --lr")
-        return cls(node.func.id, arguments)
+        return cls(name, arguments)
 
     def __str__(self) -> str:
-        return f"{self.name}({', '.join(f'{k}={v!r}' for k, v in self.arguments.items())})"
+        return call_text(self.name, self.arguments)
 
     def build(self, parameters: Iterable[torch.nn.Parameter], lr: float) -> torch.optim.Optimizer:
         """The torch optimizer.

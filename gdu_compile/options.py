@@ -82,6 +82,10 @@ class TrainOptions(DataOptions):
 
     optimizer: str = option("SGD()", "As in PyTorch: 'SGD(momentum=0.9, nesterov=True)'.",
                             metavar="'CLASS(ARGS)'")  # fmt: skip
+    loss: str | None = option(
+        None, "As in torch.nn.functional: 'cross_entropy(label_smoothing=0.1)'. "
+        "Without it: the default of the output kind (docs/commands.md).", metavar="'NAME(ARGS)'",
+    )  # fmt: skip
     lr: float = option(0.1, "Learning rate; any in range works (THEORY Lemma 4).")
     steps: int = option(3, "Optimizer steps; one is enough.")
     batch_size: int = option(64, "Samples a step; 0 for the full batch.")
@@ -109,6 +113,8 @@ class CompileOptions(TrainOptions):
                          "linear1; auto: the smallest that the bounds allow for the optimizer "
                          "and the steps.", metavar="CODE")  # fmt: skip
     theta_dtype: str = option("float32", "Dtype of θ: float32 or bfloat16.", metavar="DTYPE")
+    class_axis: int | None = option(None, "Class axis of that output. Without it: the last of up "
+                                    "to 3 axes, axis 1 of more.", metavar="AXIS")  # fmt: skip
     gain: float = option(DEFAULT_GAIN, "Gain γ of the recorder, a power of two: 2**-80.",
                          metavar="2**-N")  # fmt: skip
     batch_limit: int = option(2**20, "N: the largest batch that will ever be trained on.")

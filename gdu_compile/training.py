@@ -16,6 +16,7 @@ import torch
 from gdu_compile.data import Dataset, fixed_batch
 from gdu_compile.digits import Array
 from gdu_compile.errors import InputError, UnsupportedError
+from gdu_compile.losses import LossSpec
 from gdu_compile.metadata import Extension
 from gdu_compile.optimizers import OptimizerSpec
 from gdu_compile.torch_backend import GraphModule, lower_to_torch, to_array
@@ -70,15 +71,17 @@ def batch_size_for(model: ir.Model, data: Dataset, wanted: int, limit: int) -> i
         model: the extended model; a batch that it fixes is taken.
         data: the samples.
         wanted: as asked for; 0 is the full batch.
-        limit: N of Lemma 1.
+        limit: N of Lemma 1; it counts samples, tokens or pixels.
 
     Raises:
         InputError: N is exceeded.
     """
     size = fixed_batch(model.graph.inputs) or min(wanted or len(data), len(data))
-    if size > limit:
+    count = size * data.positions
+    if count > limit:
+        what = f"{count} labels ({size} samples)" if data.positions > 1 else str(size)
         raise InputError(
-            f"a batch of {size} is larger than N = {limit} that the model was compiled for "
+            f"a batch of {what} is larger than N = {limit} that the model was compiled for "
             "(THEORY Lemma 1); use a smaller --batch-size or compile with a larger --batch-limit"
         )
     return size
@@ -97,6 +100,7 @@ def train(
     extended: ir.Model,
     data: Dataset,
     *,
+    loss: LossSpec,
     optimizer: OptimizerSpec,
     lr: float,
     steps: int,
@@ -105,7 +109,7 @@ def train(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Training:
-    """Train θ by gradient descent on the mean cross-entropy.
+    """Train θ by gradient descent on a loss.
 
     The gradient is that of ``loss.backward()``; nothing else touches θ.  After the
     last step one more backward pass, without a step, measures the gradient of the
@@ -114,6 +118,7 @@ def train(
     Args:
         extended: the extended model; it is left as it is.
         data: samples and labels.
+        loss: one that goes with the output kind.
         optimizer: an optimizer of torch.optim.
         lr: the learning rate.
         steps: optimizer steps, 1 or more.
@@ -123,11 +128,12 @@ def train(
         progress: called with (steps done, steps).
 
     Raises:
+        InputError: the labels do not fit the output.
         UnsupportedError: an operator is missing before anything was recorded.
     """
     begin = time.perf_counter()
     facts = Extension.from_metadata(extended.metadata_props)
-    run = Run(lower_to_torch(extended).to(device), facts, data, device)
+    run = Run(lower_to_torch(extended).to(device), facts, data, loss, device)
     chosen = optimizer.build(run.module.parameters(), lr)
     order = batches(len(data), batch_size, seed)
     armed_at = 0 if run.armed() else None
@@ -164,10 +170,13 @@ def train(
 class Run:
     """One training run: the module, its θ, and what was measured on the way."""
 
-    def __init__(self, module: GraphModule, facts: Extension, data: Dataset, device: str) -> None:
+    def __init__(
+        self, module: GraphModule, facts: Extension, data: Dataset, loss: LossSpec, device: str
+    ) -> None:
         self.module = module
         self.facts = facts
         self.data = data
+        self.loss = loss
         self.device = device
         self.losses: list[float] = []
         self.gradient: float | None = None
@@ -185,8 +194,8 @@ class Run:
             for name, array in self.data.inputs.items()
         }
         labels = torch.from_numpy(self.data.labels[indices]).to(self.device)
-        logits = self.module.run(inputs)[self.facts.logits.name]
-        loss = torch.nn.functional.cross_entropy(logits, labels)
+        output = self.module.run(inputs)[self.facts.logits.output]
+        loss = self.loss(output, labels, self.facts.logits)
         loss.backward()  # type: ignore[no-untyped-call]
         self.losses.append(loss.item())
         largest = max(largest_gradient(theta) for theta in self.module.parameters())
@@ -204,8 +213,22 @@ class Run:
         if lr == 0:
             return "nothing was recorded: the learning rate is 0"
         if self.first_gradient == 0:
-            return "nothing was recorded: the loss has gradient 0 at the start (THEORY §7)"
+            return f"nothing was recorded: {self.zero_gradient_reason()} (THEORY Lemma 1)"
+        if self.first_gradient is not None and not math.isfinite(self.first_gradient):
+            return f"nothing was recorded: {self.loss} has no finite gradient at the start"
         return "nothing was recorded: a calibrator is still 0 (lr·|κ| too small? THEORY Lemma 4)"
+
+    def zero_gradient_reason(self) -> str:
+        """Why the loss does not move at the start."""
+        labels, ignored = self.data.labels, self.data.ignore_index
+        if ignored is not None and bool((labels == ignored).all()):
+            return f"every label is ignored (ignore_index {ignored}), so the loss has gradient 0"
+        what = f"{self.loss} has gradient 0 at the start"
+        if self.loss.name == "multi_margin_loss":
+            return f"{what}: class 0 is past its margin, and no label of the batch is 0"
+        if self.facts.logits.kind == "values":
+            return f"{what}: on average column 0 of the targets is z0 = {self.facts.start:g}"
+        return f"{what}: the labels of the batch cancel"
 
 
 def largest_gradient(theta: torch.nn.Parameter) -> float:

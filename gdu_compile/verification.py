@@ -134,16 +134,33 @@ class Verifier:
         """The extension as it was before training must not pass."""
         return Control("untrained", self.check(specialize.untrained_theta(self.facts)).reproduced)
 
-    def accuracy(self, verdict: Verdict) -> dict[str, float]:
-        """Share of right ArgMax on the data: the initial base, the base with w*, the trained."""
-        name = self.facts.logits.name
+    def accuracy(self, verdict: Verdict) -> dict[str, float] | None:
+        """Share of right answers on the data: the initial base, the base with w*, the trained.
+
+        None where answers are not right or wrong: values, and targets that are no classes.
+        """
+        name = self.facts.logits.output
         initial = runtime.run(self.initial, self.data.inputs, [name], batch=self.batch)[name]
-        logits = {"base": initial, "oracle": self.expected["all"][name],
-                  "trained": verdict.outputs[name]}  # fmt: skip
-        return {
-            who: float(np.mean(np.argmax(z, axis=-1) == self.data.labels[: len(z)]))
-            for who, z in logits.items()
-        }
+        outputs = {"base": initial, "oracle": self.expected["all"][name],
+                   "trained": verdict.outputs[name]}  # fmt: skip
+        shares = {who: self.share_right(output) for who, output in outputs.items()}
+        return (
+            None if None in shares.values() else {w: s for w, s in shares.items() if s is not None}
+        )
+
+    def share_right(self, output: Array) -> float | None:
+        """Share of right answers: ArgMax along the class axis, or a threshold."""
+        site, labels = self.facts.logits, self.data.labels[: len(output)]
+        if labels.dtype == np.int64:
+            right = np.argmax(output.astype(np.float32), axis=site.axis) == labels
+            right = right[labels != self.data.ignore_index]
+        elif site.kind in ("logits", "sigmoid"):
+            right = (output.astype(np.float32) > (0.5 if site.kind == "sigmoid" else 0)) == (
+                labels.astype(np.float32) > 0.5
+            )
+        else:
+            return None
+        return float(np.mean(right)) if right.size else None
 
 
 def same_bits(a: Array, b: Array) -> bool:
@@ -184,7 +201,7 @@ def worst_index(errors: Float64, shape: tuple[int, ...]) -> list[int] | None:
 def torch_agrees(
     trained: ir.Model, logits: str, data: Dataset, expected: Array, device: str
 ) -> TorchCheck:
-    """Run the trained extension in torch and compare the logits with onnxruntime's."""
+    """Run the trained extension in torch and compare its output with onnxruntime's."""
     import torch
 
     from gdu_compile.torch_backend import lower_to_torch

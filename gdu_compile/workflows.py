@@ -14,9 +14,16 @@ import numpy as np
 import onnx_ir as ir
 
 from gdu_compile import carrying, model_io, runtime, specialize
-from gdu_compile.data import Dataset, load_data, synthetic_data
+from gdu_compile.data import (
+    Dataset,
+    fixed_batch,
+    load_data,
+    synthetic_data,
+    synthetic_inputs,
+)  # fmt: skip
 from gdu_compile.digits import Array
 from gdu_compile.errors import ContractError, InputError, UnsupportedError
+from gdu_compile.losses import LossSpec
 from gdu_compile.metadata import Extension
 from gdu_compile.optimizers import OptimizerSpec
 from gdu_compile.options import DataOptions, TrainOptions, VerifyOptions, WriteOptions
@@ -30,6 +37,8 @@ if TYPE_CHECKING:
     from gdu_compile.training import Training
 
 ModelLike = str | PathLike[str] | ir.Model
+LARGE_TARGETS = 2.0**8
+"""Distance of targets from z0 beyond which γ·κ·s may no longer vanish beside an optimizer's ε."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,7 @@ class Prepared:
     """All that training needs, checked."""
 
     data: Dataset
+    loss: LossSpec
     optimizer: OptimizerSpec
     batch_size: int
     options: TrainOptions
@@ -104,7 +114,7 @@ def verify(extended: ModelLike, trained: TrainedLike, **options: Any) -> Report:
     model, report = open_extended("verify", extended)
     theta = load_theta(trained, Extension.from_metadata(model.metadata_props))
     filled = specialize.filled(model, theta)
-    data = dataset(model, chosen)
+    data = dataset(model, chosen, None)
     describe_data(report, data, chosen)
     report.files["trained"] = None if isinstance(trained, Mapping) else str(trained)
     if not specialize.is_armed(filled):
@@ -226,12 +236,22 @@ def describe(report: Report, extended: ir.Model) -> None:
     report.skipped = [asdict(skipped) for skipped in facts.skipped]
 
 
-def dataset(extended: ir.Model, options: DataOptions) -> Dataset:
-    """The data asked for: a file, or synthetic."""
+def dataset(extended: ir.Model, options: DataOptions, loss: LossSpec | None) -> Dataset:
+    """The data asked for: a file, or synthetic; ``loss`` None takes any that goes with it."""
     site = Extension.from_metadata(extended.metadata_props).logits
-    if options.data is None:
-        return synthetic_data(extended.graph.inputs, site, options.seed)
-    return load_data(options.data, extended.graph.inputs, site)
+    if options.data is not None:
+        return load_data(options.data, extended.graph.inputs, site, loss)
+    shape = run_shape(extended) if None in site.dims[1:] else None
+    return synthetic_data(extended.graph.inputs, site, options.seed, loss, shape)
+
+
+def run_shape(extended: ir.Model) -> list[int]:
+    """The logits' shape on synthetic inputs, found by running the model."""
+    output = Extension.from_metadata(extended.metadata_props).logits.output
+    inputs = synthetic_inputs(extended.graph.inputs, np.random.default_rng(0))
+    batch = fixed_batch(extended.graph.inputs)
+    with runtime.on_disk(extended) as path:
+        return list(runtime.run(path, inputs, [output], batch=batch)[output].shape)
 
 
 def describe_data(report: Report, data: Dataset, options: DataOptions) -> None:
@@ -248,21 +268,46 @@ def prepare_training(extended: ir.Model, options: TrainOptions, report: Report) 
         InputError: one of them cannot be used.
     """
     facts = Extension.from_metadata(extended.metadata_props)
-    data = dataset(extended, options)
+    loss = LossSpec.of(options.loss, facts.logits)
+    data = dataset(extended, options, loss)
     optimizer = OptimizerSpec.parse(options.optimizer)
     from gdu_compile import training
 
     training.check_device(options.device)
+    loss.check(facts.logits)
     optimizer.check(options.lr)
     size = training.batch_size_for(extended, data, options.batch_size, facts.batch_limit)
     describe_data(report, data, options)
     if size not in (options.batch_size, len(data)):
         report.warnings.append(f"batches of {size}: the model's batch is fixed")
     report.optimizer, report.learning_rate = str(optimizer), options.lr
-    report.loss, report.batch_size = "cross_entropy", size
     plan = carrying.Training(optimizer, options.lr, options.steps, facts.gain, facts.theta_dtype)
     report.warnings += carrying.warnings_for(plan, facts.code)
-    return Prepared(data, optimizer, size, options)
+    report.loss, report.batch_size = str(loss), size
+    report.warnings += target_warnings(facts, data)
+    return Prepared(data, loss, optimizer, size, options)
+
+
+def target_warnings(facts: Extension, data: Dataset) -> list[str]:
+    """What THEORY's Lemma 1 does not promise for the targets of values, in sentences."""
+    site = facts.logits
+    if site.kind != "values":
+        return []
+    y = data.labels
+    column = y.take(0, axis=site.axis) if y.ndim > 1 else y
+    low, high = float(column.min()), float(column.max())
+    found = []
+    if low <= facts.start:
+        found.append(
+            f"targets reach down to {low:g}, and the recorder starts at z0 = {facts.start:g}: a "
+            "batch whose mean is z0 records nothing; compile with this --data (Lemma 1)"
+        )
+    if high - facts.start > LARGE_TARGETS:
+        found.append(
+            f"targets lie up to {high - facts.start:g} above z0: with gradients as large adaptive "
+            "optimizers may not be linear; use a smaller --gain, or scale the targets (Lemma 4)"
+        )
+    return found
 
 
 def run_training(
@@ -274,7 +319,7 @@ def run_training(
     options = prepared.options
     with training_progress(options.steps, quiet=report is None) as progress:
         result = training.train(
-            extended, prepared.data,
+            extended, prepared.data, loss=prepared.loss,
             optimizer=prepared.optimizer if lr != 0 else prepared.optimizer.at_rest(),
             lr=options.lr if lr is None else lr, steps=options.steps,
             batch_size=prepared.batch_size, device=options.device, seed=options.seed,
@@ -329,7 +374,7 @@ def compare_with_torch(
     """Run the trained extension in torch too; to disagree is a warning, the verdict is on bits."""
     from gdu_compile.verification import torch_agrees
 
-    logits, device = verifier.facts.logits.name, report.device or "cpu"
+    logits, device = verifier.facts.logits.output, report.device or "cpu"
     trained = specialize.filled(verifier.extended, theta)
     try:
         report.torch = torch_agrees(trained, logits, verifier.data, outputs[logits], device)

@@ -32,6 +32,8 @@ from gdu_compile.passes.remove_extension import RemoveExtensionPass
 from gdu_compile.passes.restore_constants import RestoreConstantsPass
 from gdu_compile.passes.sink import SinkPass
 
+from gdu_compile.data import Targets
+from gdu_compile.losses import LossSpec
 from gdu_compile.oracle_weights import OracleWeights
 
 from gdu_compile.digits import DEFAULT_CODE, DEFAULT_GAIN, DigitCode  # isort: skip
@@ -61,6 +63,9 @@ def record_passes(
     gain: float = DEFAULT_GAIN,
     batch_limit: int = DEFAULT_BATCH_LIMIT,
     bucket_bytes: int = DEFAULT_BUCKET_BYTES,
+    class_axis: int | None = None,
+    loss: LossSpec | None = None,
+    targets: Targets | None = None,
 ) -> list[GduPass]:
     """The stages of record, in order (DESIGN, Stages of record).
 
@@ -75,15 +80,23 @@ def record_passes(
         gain: γ.
         batch_limit: N of Lemma 1.
         bucket_bytes: size of θ at which a new bucket begins.
+        class_axis: the class axis of the output; None for the usual one.
+        loss: the loss, when it is known; it may decide between logits and values.
+        targets: the training data's ``y``, when it is known.
     """
     return [
         NormalizePass(),
-        LocateLogitsPass(logits),
+        LocateLogitsPass(logits, class_axis=class_axis, loss=loss, targets=targets),
         BindOraclePass(
             oracle, code=code, allow_extra=allow_extra, strict=strict, cover_all=cover_all
         ),
         InsertRecorderPass(
-            gain=gain, batch_limit=batch_limit, bucket_bytes=bucket_bytes, theta_dtype=theta_dtype
+            gain=gain,
+            batch_limit=batch_limit,
+            bucket_bytes=bucket_bytes,
+            theta_dtype=theta_dtype,
+            loss=loss,
+            targets=targets,
         ),
         InsertSwitchesPass(),
         AnnotatePass(),

@@ -52,7 +52,7 @@ class GduPass(ir.passes.InPlacePass):
         options = {
             name: getattr(self, name)
             for name in inspect.signature(type(self)).parameters
-            if hasattr(self, name)
+            if getattr(self, name, None) is not None
         }
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in options.items())})"
 

@@ -18,7 +18,7 @@ class AnnotatePass(GduPass):
     """Write the metadata."""
 
     needs = ("buckets", "initial", "base_logits", "logits", "source", "code", "gain",
-             "theta_dtype", "skipped")  # fmt: skip
+             "theta_dtype", "start", "skipped")  # fmt: skip
 
     def run(self, model: ir.Model, state: State) -> dict[str, int]:
         """Change the model; return what was done in numbers."""
@@ -39,6 +39,7 @@ def extension_of(state: State) -> Extension:
     """The permanent facts in the state."""
     assert state.code is not None and state.gain is not None and state.logits is not None
     assert state.batch_limit is not None and state.base_logits is not None
+    assert state.start is not None
     return Extension(
         version=__version__,
         method="record",
@@ -46,6 +47,7 @@ def extension_of(state: State) -> Extension:
         gain=state.gain,
         theta_dtype=state.theta_dtype or "float32",
         batch_limit=state.batch_limit,
+        start=state.start,
         logits=state.logits,
         base_logits=state.base_logits,
         buckets=tuple(state.buckets or ()),

@@ -45,6 +45,8 @@ def switch_problems(model: ir.Model, facts: Extension) -> list[str]:
         node = made.get(name)
         if node is None or node.op_type != "If" or PASS_KEY not in node.metadata_props:
             problems.append(f"{name!r} is not the output of a switch of ours")
+    if facts.logits.output not in [value.name for value in model.graph.outputs]:
+        problems.append(f"the model has no output {facts.logits.output!r}, which the loss sees")
     if facts.base_logits not in made:
         problems.append(f"the base's logits {facts.base_logits!r} are not computed")
     if len(set(switched)) < len(switched) or len(set(facts.initial.values())) < len(switched):

@@ -6,7 +6,8 @@ initializers, and the main graph also computes ``armed`` and the recorder's logi
 
     z = (z0 + γ·Σ_b ⟨θ_b, s_b⟩)·e_0,   z0 = −ln((2N − 1)/(C − 1))
 
-(THEORY §2).  Nothing uses them yet: the model's outputs are unchanged.
+(THEORY §2; ``logits.recorder_start`` has z0 for the other kinds of output).
+Nothing uses them yet: the model's outputs are unchanged.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from gdu_compile.passes._base import GduPass
 
 from gdu_compile.builder import INT64, Builder
 from gdu_compile.contracts import Bucket, LogitsSite, Slot, State, Target
+from gdu_compile.data import Targets
 from gdu_compile.digits import DEFAULT_GAIN, UNIT_ROUNDOFF, DigitCode, check_gain
 from gdu_compile.emit import (
     emit_armed,
@@ -28,6 +30,8 @@ from gdu_compile.emit import (
 from gdu_compile.emit_code import emit_signal
 from gdu_compile.encoding import encoding_of
 from gdu_compile.errors import InputError
+from gdu_compile.logits import recorder_start, value_at
+from gdu_compile.losses import LossSpec
 from gdu_compile.names import Names
 from gdu_compile.number_formats import numpy_dtype
 
@@ -43,10 +47,13 @@ class InsertRecorderPass(GduPass):
         batch_limit: N, the largest number of samples in a batch (Lemma 1).
         bucket_bytes: size of θ at which a new bucket begins.
         theta_dtype: dtype of θ, "float32" or "bfloat16".
+        loss: the loss, when it is known: z0 depends on it for columns of yes-or-no questions.
+        targets: the training data's ``y``, when it is known: z0 of values lies below it.
     """
 
     needs = ("logits", "targets", "code")
-    gives = ("buckets", "armed", "recorded_logits", "gain", "batch_limit", "theta_dtype")
+    gives = ("buckets", "armed", "recorded_logits", "gain", "batch_limit", "theta_dtype",
+             "start")  # fmt: skip
 
     def __init__(
         self,
@@ -55,6 +62,8 @@ class InsertRecorderPass(GduPass):
         batch_limit: int = DEFAULT_BATCH_LIMIT,
         bucket_bytes: int = DEFAULT_BUCKET_BYTES,
         theta_dtype: str = "float32",
+        loss: LossSpec | None = None,
+        targets: Targets | None = None,
     ) -> None:
         check_gain(gain)
         if theta_dtype not in UNIT_ROUNDOFF:
@@ -63,6 +72,8 @@ class InsertRecorderPass(GduPass):
         self.batch_limit = batch_limit
         self.bucket_bytes = bucket_bytes
         self.theta_dtype = theta_dtype
+        self.loss = loss
+        self.targets = targets
 
     def run(self, model: ir.Model, state: State) -> dict[str, int]:
         """Change the model; return what was done in numbers."""
@@ -90,12 +101,15 @@ class InsertRecorderPass(GduPass):
             emit_q(b, theta, emit_signal(b, signal, bucket.encoding(code), bucket.rows))
             for bucket, theta, signal in zip(state.buckets, thetas, signals, strict=True)
         ]
+        below = None
+        if self.targets is not None:
+            below = self.targets.below(site.axis, len(site.dims))
+        state.start = recorder_start(site, self.batch_limit, below=below, loss=self.loss)
         state.recorded_logits = emit_recorder(
-            b, q,
-            start=-math.log((2 * self.batch_limit - 1) / (site.classes - 1)),
-            gain=self.gain, classes=site.classes, shape=emit_shape(b, model.graph, site),
+            b, q, start=state.start, gain=self.gain, classes=site.classes,
+            axis=site.axis, rank=len(site.dims), shape=emit_shape(b, model.graph, site),
         )  # fmt: skip
-        producer = logits_value(model, site).producer()
+        producer = value_at(model.graph, site.name).producer()
         assert producer is not None
         model.graph.insert_after(producer, b.nodes)
         state.gain, state.batch_limit = self.gain, self.batch_limit
@@ -104,11 +118,6 @@ class InsertRecorderPass(GduPass):
             "buckets": len(thetas),
             "parameters": sum(math.prod(b.theta_shape(code)) for b in state.buckets),
         }
-
-
-def logits_value(model: ir.Model, site: LogitsSite) -> ir.Value:
-    """The base's logits."""
-    return next(value for value in model.graph.outputs if value.name == site.name)
 
 
 def group_targets(targets: list[Target], code: DigitCode, bucket_bytes: int) -> list[list[Target]]:
@@ -173,15 +182,30 @@ def add_initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir
 
 
 def emit_shape(b: Builder, graph: ir.Graph, site: LogitsSite) -> ir.Value:
-    """The logits' shape [N, C] as a 1-D INT64 value; from an input where possible."""
-    if isinstance(site.batch, int):
-        return b.ints([site.batch, site.classes], "gdu_shape")
-    if site.batch is None:
-        logits = next(value for value in graph.outputs if value.name == site.name)
-        return b.op("Shape", logits, name="gdu_shape", dtype=INT64, shape=[2])
-    name, index = site.batch
+    """The logits' shape as a 1-D INT64 value; from the inputs where possible."""
+    rank = len(site.dims)
+    if None in site.dims:
+        logits = value_at(graph, site.name)
+        return b.op("Shape", logits, name="gdu_shape", dtype=INT64, shape=[rank])
+    parts: list[ir.Value] = []
+    fixed: list[int] = []
+    for dim in site.dims:
+        if isinstance(dim, int):
+            fixed.append(dim)
+        elif dim is not None:
+            parts += [b.ints(fixed, "gdu_sizes")] if fixed else []
+            fixed = []
+            parts.append(emit_size(b, graph, *dim))
+    if not parts:
+        return b.ints(fixed, "gdu_shape")
+    parts += [b.ints(fixed, "gdu_classes")] if fixed else []
+    if len(parts) == 1:
+        return parts[0]
+    return b.op("Concat", *parts, name="gdu_shape", dtype=INT64, shape=[rank], axis=0)
+
+
+def emit_size(b: Builder, graph: ir.Graph, name: str, index: int) -> ir.Value:
+    """The size of one dimension of a model input: INT64 [1]."""
     source = next(value for value in graph.inputs if value.name == name)
-    batch = b.op("Shape", source, name="gdu_batch", dtype=INT64, shape=[1],
-                 start=index, end=index + 1)  # fmt: skip
-    classes = b.ints([site.classes], "gdu_classes")
-    return b.op("Concat", batch, classes, name="gdu_shape", dtype=INT64, shape=[2], axis=0)
+    return b.op("Shape", source, name="gdu_batch", dtype=INT64, shape=[1],
+                start=index, end=index + 1)  # fmt: skip

@@ -17,12 +17,13 @@ from collections.abc import Iterable
 
 import onnx_ir as ir
 from gdu_compile.passes._base import GduPass
-from gdu_compile.passes.insert_recorder import InsertRecorderPass, logits_value
+from gdu_compile.passes.insert_recorder import InsertRecorderPass
 from gdu_compile.passes.sink import sink
 
 from gdu_compile.builder import FLOAT, Builder
 from gdu_compile.contracts import PASS_KEY, Bucket, State
 from gdu_compile.emit import bucket_sizes, emit_decode, emit_switch
+from gdu_compile.logits import value_at
 from gdu_compile.names import Names
 
 
@@ -97,7 +98,7 @@ def switch_logits(model: ir.Model, names: Names, state: State, tie: ir.Value) ->
     """One If for the logits."""
     assert state.logits is not None and state.armed is not None
     assert state.recorded_logits is not None
-    logits, recorded = logits_value(model, state.logits), state.recorded_logits
+    logits, recorded = value_at(model.graph, state.logits.name), state.recorded_logits
     # The recorder may read the shape of the base's logits; that use stays with the base.
     recorder = InsertRecorderPass.__name__
     uses = [u for u in logits.uses() if u.node.metadata_props.get(PASS_KEY) != recorder]

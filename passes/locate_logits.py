@@ -1,7 +1,9 @@
-"""LocateLogitsPass: which output the recorder shall speak through.
+"""LocateLogitsPass: which value the recorder shall speak through.
 
-Before: a normalized model.  After: unchanged; state ``logits``.
-Refuses: models in which no output can be logits [N, C] (``logits.py`` says why).
+Before: a normalized model.  After: unchanged, but for the shape and type noted at
+the value in front of a final Softmax, LogSoftmax or Sigmoid; state ``logits``.
+Refuses: models in which no output can be logits (``logits.py`` says why), and a
+loss that does not go with the output.
 """
 
 from __future__ import annotations
@@ -11,7 +13,9 @@ from gdu_compile.passes._base import GduPass
 from onnx_ir.passes import common
 
 from gdu_compile.contracts import State
-from gdu_compile.logits import locate_logits
+from gdu_compile.data import Targets
+from gdu_compile.logits import locate_logits, value_at
+from gdu_compile.losses import LossSpec
 
 
 class LocateLogitsPass(GduPass):
@@ -19,17 +23,36 @@ class LocateLogitsPass(GduPass):
 
     Args:
         logits: name of an output; None to search.
+        class_axis: the class axis; None for the last one of up to 3, else 1.
+        loss: the loss, when it is known.
+        targets: the training data's ``y``, when it is known.
     """
 
     needs = ("lifted",)
     gives = ("logits",)
 
-    def __init__(self, logits: str | None = None) -> None:
+    def __init__(
+        self,
+        logits: str | None = None,
+        *,
+        class_axis: int | None = None,
+        loss: LossSpec | None = None,
+        targets: Targets | None = None,
+    ) -> None:
         self.logits = logits
+        self.class_axis = class_axis
+        self.loss = loss
+        self.targets = targets
 
     def run(self, model: ir.Model, state: State) -> dict[str, int]:
         """Change the model; return what was done in numbers."""
         if any(value.shape is None for value in model.graph.outputs):
             common.ShapeInferencePass()(model)
-        state.logits = locate_logits(model, self.logits)
+        site = state.logits = locate_logits(
+            model, self.logits, class_axis=self.class_axis, loss=self.loss,
+            integers=None if self.targets is None else self.targets.integers,
+        )  # fmt: skip
+        # Exporters need not say the shape of a value that is no output; Softmax keeps it.
+        value, output = value_at(model.graph, site.name), value_at(model.graph, site.output)
+        value.shape, value.type = output.shape, output.type
         return {}
