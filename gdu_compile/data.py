@@ -14,7 +14,7 @@ from gdu_compile.contracts import DimSource, LogitsSite
 from gdu_compile.digits import Array
 from gdu_compile.errors import InputError, UnsupportedError
 from gdu_compile.logits import list_shape
-from gdu_compile.losses import DEFAULT_LOSS, IN_0_1, LossSpec, column_kind
+from gdu_compile.losses import DEFAULT_LOSS, IN_0_1, SIGNS, LossSpec, column_kind
 
 SYNTHETIC_SAMPLES = 256
 # A dynamic dimension other than the batch gets this size in synthetic data.
@@ -255,6 +255,11 @@ def value_problems(y: Array, site: LogitsSite, loss: LossSpec) -> list[str]:
     elif loss.name in IN_0_1:
         wrong = ~((y.astype(np.float32) >= 0) & (y.astype(np.float32) <= 1))
         what = f"targets are outside 0 … 1, which {loss.name} needs"
+        if column_kind(site) == "one logit":
+            what += " (targets that are numbers need --loss mse_loss)"
+    elif loss.name in SIGNS:
+        wrong = np.abs(y.astype(np.float32)) != 1
+        what = f"targets are not −1 or 1, which {loss.name} needs"
     else:
         wrong = ~np.isfinite(y.astype(np.float32))
         what = "targets are not finite in float32"
@@ -298,7 +303,7 @@ def synthetic_data(
     loss: LossSpec | None = None,
     shape: Sequence[int] | None = None,
 ) -> Dataset:
-    """Standard normal inputs and uniform random labels, or standard normal targets of values.
+    """Standard normal inputs; uniform random labels, or standard normal targets of values.
 
     Args:
         inputs: the model's inputs.
@@ -324,6 +329,8 @@ def synthetic_data(
     if loss.takes_classes:
         del sizes[site.axis]
         labels = rng.integers(0, site.classes, sizes).astype(np.int64)
+    elif loss.name in SIGNS:
+        labels = (2 * rng.integers(0, 2, sizes) - 1).astype(np.float32)
     elif site.kind == "values":
         labels = rng.standard_normal(sizes).astype(np.float32)
     else:

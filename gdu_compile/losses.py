@@ -48,6 +48,9 @@ IN_0_1 = ("binary_cross_entropy", "binary_cross_entropy_with_logits", "kl_div",
           "multilabel_soft_margin_loss")  # fmt: skip
 """Losses whose float targets are probabilities."""
 
+SIGNS = ("soft_margin_loss", "hinge_embedding_loss")
+"""Losses whose float targets are −1 or 1."""
+
 TENSORS = ("weight", "pos_weight")
 EXAMPLE = "cross_entropy(label_smoothing=0.1)"
 

@@ -160,6 +160,8 @@ def read_site(fields: dict[str, Any]) -> LogitsSite:
         raise ValueError(f"{site.classes} classes of kind {site.kind!r}")
     if not -len(site.dims) <= site.axis < 0 or (len(site.dims) == 1 and site.classes > 1):
         raise ValueError(f"class axis {site.axis} of {len(site.dims)}")
+    if len(site.dims) > 1 and site.dims[site.axis] != site.classes:
+        raise ValueError(f"{site.classes} classes on an axis of {site.dims[site.axis]}")
     return site
 
 

@@ -24,6 +24,8 @@ from gdu_compile.torch_backend import GraphModule, lower_to_torch, to_array
 logger = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
 Indices = npt.NDArray[np.int64]
+SMALLEST_NORMAL = 2.0**-126
+"""Of float32; below it θ loses bits."""
 
 
 @dataclass(frozen=True)
@@ -160,6 +162,11 @@ def train(
             break
     if armed_at is None:
         warnings.append(run.unarmed_reason(lr))
+    elif (smallest := run.smallest_calibrator()) < SMALLEST_NORMAL:
+        warnings.append(
+            f"a calibrator is {smallest:.1e}, below the normal floats, so θ is not exact: lr·|κ| "
+            "is too small; use a larger --lr or --gain (THEORY Lemma 4)"
+        )
     return Training(
         theta=run.theta(), steps=done, armed_at_step=armed_at,
         gradient_after_arming=run.gradient, losses=run.losses[:steps], batch_size=batch_size,
@@ -185,6 +192,10 @@ class Run:
     def armed(self) -> bool:
         """All calibrators ≠ 0."""
         return all(bool((theta[0] != 0).all()) for theta in self.module.parameters())
+
+    def smallest_calibrator(self) -> float:
+        """min |c|."""
+        return min(float(theta[0].detach().abs().min()) for theta in self.module.parameters())
 
     def backward(self, indices: Indices, armed: bool) -> None:
         """Forward, loss, backward on one batch; measures the gradient of an armed network."""

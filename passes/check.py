@@ -10,7 +10,7 @@ from __future__ import annotations
 import onnx_ir as ir
 from gdu_compile.passes._base import GduPass
 
-from gdu_compile.contracts import PASS_KEY, Bucket, Slot, State
+from gdu_compile.contracts import PASS_KEY, Bucket, LogitsSite, Slot, State
 from gdu_compile.digits import DigitCode
 from gdu_compile.errors import ContractError
 from gdu_compile.graph_view import constant_switches
@@ -24,7 +24,7 @@ class CheckExtensionPass(GduPass):
     def run(self, model: ir.Model, state: State) -> dict[str, int]:
         """Change the model; return what was done in numbers."""
         facts = Extension.from_metadata(model.metadata_props)
-        problems = switch_problems(model, facts)
+        problems = switch_problems(model, facts) + site_problems(model.graph, facts.logits)
         for bucket in facts.buckets:
             problems += bucket_problems(model, bucket, facts.code, facts.theta_dtype)
         for bucket, slot in facts.slots():
@@ -45,14 +45,36 @@ def switch_problems(model: ir.Model, facts: Extension) -> list[str]:
         node = made.get(name)
         if node is None or node.op_type != "If" or PASS_KEY not in node.metadata_props:
             problems.append(f"{name!r} is not the output of a switch of ours")
-    if facts.logits.output not in [value.name for value in model.graph.outputs]:
-        problems.append(f"the model has no output {facts.logits.output!r}, which the loss sees")
     if facts.base_logits not in made:
         problems.append(f"the base's logits {facts.base_logits!r} are not computed")
     if len(set(switched)) < len(switched) or len(set(facts.initial.values())) < len(switched):
         problems.append("a weight or its initial value is there twice")
     if len(constant_switches(model.graph)) < 2:
         problems.append("the two switches do not hang on θ alone")
+    return problems
+
+
+def site_problems(graph: ir.Graph, site: LogitsSite) -> list[str]:
+    """The loss sees an output of the site's form, whose sizes come from inputs that exist."""
+    problems = []
+    output = next((value for value in graph.outputs if value.name == site.output), None)
+    if output is None:
+        problems.append(f"the model has no output {site.output!r}, which the loss sees")
+    elif output.shape is not None and output.shape.rank() != len(site.dims):
+        problems.append(f"output {site.output!r} has not {len(site.dims)} axes")
+    elif output.shape is not None and len(site.dims) > 1 and (
+        output.shape[site.axis] != site.classes
+    ):  # fmt: skip
+        problems.append(f"output {site.output!r} is no […, {site.classes}] on axis {site.axis}")
+    inputs = {value.name: value for value in graph.inputs}
+    for dim in site.dims:
+        if not isinstance(dim, tuple):
+            continue
+        name, index = dim
+        if name not in inputs:
+            problems.append(f"the model has no input {name!r}, which a size is read from")
+        elif not 0 <= index < len(inputs[name].shape or ()):
+            problems.append(f"input {name!r} has no dimension {index}")
     return problems
 
 

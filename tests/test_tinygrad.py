@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, every_pattern, mlp, oracle_for, save_npz
+from conftest import ROOT, every_pattern, mlp, oracle_for, parse, save_npz
 
 import gdu_compile
 
@@ -31,11 +31,7 @@ def test_tinygrad_reproduces_bit_for_bit(tmp_path: Path, weights: str) -> None:
     data = save_npz(tmp_path / "d.npz", {"x": rng.standard_normal((4, 6)).astype(np.float32),
                                          "y": np.array([0, 1, 2, 1])})  # fmt: skip
     theta = tmp_path / "theta.npz"
-    subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "tinygrad_trainer.py"),
-         str(extended), str(data), str(theta), "3"],
-        check=True, env={"DEV": DEVICE, "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
-    )  # fmt: skip
+    train(extended, data, theta)
     report = gdu_compile.verify(extended, theta)
     assert report.reproduced is True
     assert max(row.digit_error for row in report.weights) < 0.05
@@ -44,6 +40,32 @@ def test_tinygrad_reproduces_bit_for_bit(tmp_path: Path, weights: str) -> None:
             "gdu_theta_0", "gdu_theta_1",
         ]  # fmt: skip
         assert np.array_equal(trained["gdu_initial_W1"], initial(base, "W1"))
+
+
+@pytest.mark.parametrize("shape", ["N,4", "N,5,4"], ids=["samples", "tokens"])
+def test_tinygrad_through_a_softmax(tmp_path: Path, shape: str) -> None:
+    """The recorder in front of the Softmax, the loss behind it."""
+    base = parse(
+        f"g (float[{shape}] x) => (float[{shape[:-1]}3] p) {{ z = MatMul(x, W)  p = Softmax(z) }}",
+        {"W": np.ones((4, 3), dtype=np.float32)},
+    )
+    extended = tmp_path / "m.gdu.onnx"
+    gdu_compile.compile(base, oracle_for(base), confirm=False, output=extended)
+    sizes = (4, *map(int, shape.split(",")[1:]))
+    x = np.random.default_rng(0).standard_normal(sizes).astype(np.float32)
+    data = save_npz(tmp_path / "d.npz", {"x": x, "y": np.zeros(sizes[:-1], dtype=np.int64) + 1})
+    theta = tmp_path / "theta.npz"
+    train(extended, data, theta)
+    assert gdu_compile.verify(extended, theta).reproduced is True
+
+
+def train(extended: Path, data: Path, theta: Path) -> None:
+    """Three steps in a process of its own."""
+    subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "tinygrad_trainer.py"),
+         str(extended), str(data), str(theta), "3"],
+        check=True, env={"DEV": DEVICE, "PATH": "/usr/bin:/bin", "HOME": str(extended.parent)},
+    )  # fmt: skip
 
 
 def initial(base: object, name: str) -> np.ndarray:

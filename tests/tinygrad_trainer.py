@@ -28,7 +28,7 @@ def main(extended: str, data: str, output: str, steps: int) -> None:
     optimizer = SGD(list(trained.values()), lr=0.3, momentum=0.9)
     for step in range(steps):
         optimizer.zero_grad()
-        runner({"x": x})["logits"].sparse_categorical_crossentropy(y).backward()
+        loss_of(runner({"x": x}), y).backward()
         for name, value in trained.items():
             assert value.grad is not None, name
             gradient = float(value.grad.abs().max().item())
@@ -37,6 +37,14 @@ def main(extended: str, data: str, output: str, steps: int) -> None:
         with Context(TRAINING=1):
             optimizer.step()
     np.savez(output, **{name: value.numpy() for name, value in trained.items()})
+
+
+def loss_of(outputs: dict[str, Tensor], y: Tensor) -> Tensor:
+    """Cross-entropy of logits, or the negative log-likelihood of a Softmax's p."""
+    if "logits" in outputs:
+        return outputs["logits"].sparse_categorical_crossentropy(y)
+    p = outputs["p"]
+    return -(p.log() * y.one_hot(p.shape[-1])).sum(axis=-1).mean()
 
 
 if __name__ == "__main__":
