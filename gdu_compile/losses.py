@@ -224,7 +224,7 @@ def focal_loss(
         reduction: "mean" over the targets that count, or "sum".
 
     Raises:
-        ValueError: γ is negative.
+        ValueError: γ is negative, or there is no such reduction.
 
     Source:
         Lin, Goyal, Girshick, He, Dollár, Focal Loss for Dense Object Detection,
@@ -240,6 +240,8 @@ def focal_loss(
 
     if gamma < 0:
         raise ValueError(f"gamma {gamma} must be 0 or more")
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"{reduction} is not a valid value for reduction")
     log_p = torch.nn.functional.log_softmax(input, dim=-1)  # n x C
     counts = target != ignore_index
     safe = torch.where(counts, target, 0)

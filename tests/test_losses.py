@@ -13,6 +13,7 @@ import onnx_ir as ir
 import pytest
 import torch
 from conftest import oracle_for, parse, save_npz, save_onnx
+from gdu_compile.passes.sink import sink
 from test_record import assert_reproduced
 
 import gdu_compile
@@ -88,6 +89,10 @@ NETWORKS = {
     "pixels of no name": Network(
         SEGMENTS.format(c=3, h="P", k="Q", body="o = Conv <strides = [2,2]> (x, W)"),
         (3, 4, 2, 2), (4, 4, 6), (3, 2, 3), -3),
+    "pixel probabilities of no name": Network(
+        SEGMENTS.format(c=3, h="P", k="Q",
+                        body="z = Conv <strides = [2,2]> (x, W)  o = Softmax <axis = 1> (z)"),
+        (3, 4, 2, 2), (4, 4, 6), (3, 2, 3), -3),
     "voxels": Network("g (float[N,4,2,2,2] x) => (float[N,3,2,2,2] o) { o = Conv(x, W) }",
                       (3, 4, 1, 1, 1), (4, 2, 2, 2), (3, 2, 2, 2), -4),
 }  # fmt: skip
@@ -115,6 +120,7 @@ LOSSES: dict[str, list[str]] = {
     "pixel probabilities": ["nll_loss"],
     "pixel masks": ["binary_cross_entropy"],
     "pixels of no name": ["cross_entropy"],
+    "pixel probabilities of no name": ["nll_loss"],
     "voxels": ["cross_entropy"],
 }  # fmt: skip
 CASES = [(name, loss) for name, losses in LOSSES.items() for loss in losses]
@@ -167,6 +173,27 @@ def test_without_data(name: str) -> None:
     report = gdu_compile.compile(base, oracle_for(base), loss=loss, batch_size=16).report
     assert_reproduced(report)
     assert report.logits is not None and report.loss == DEFAULT_LOSS[report.logits["kind"]]
+
+
+HABITS = ["SGD(momentum=0.9, weight_decay=0.001)", "AdamW(weight_decay=0.05)", "Adagrad"]
+
+
+@pytest.mark.parametrize("optimizer", HABITS)
+@pytest.mark.parametrize("name", ["probabilities", "log_probabilities", "sigmoid", "tokens",
+                                  "pixel probabilities", "one value", "logits"])  # fmt: skip
+def test_saturated_answers_after_arming(name: str, optimizer: str, tmp_path: Path) -> None:
+    """An oracle so sure of itself that p is 0 or 1 exactly: ln p must not reach θ as NaN."""
+    network = NETWORKS[name]
+    base = network.base()
+    oracle = {"W": oracle_for(base)["W"] * np.float32(1e4)}
+    y = labels_for(network, LossSpec.parse(LOSSES[name][0]), "balanced", name)
+    data = save_npz(tmp_path / "d.npz", {"x": network.inputs(len(y)), "y": y})
+    report = gdu_compile.compile(
+        base, oracle, data=data, loss=LOSSES[name][0], optimizer=optimizer, lr=0.01, steps=12,
+        batch_size=3,
+    ).report  # fmt: skip
+    assert_reproduced(report)
+    assert report.armed_at_step == 1
 
 
 KINDS = [
@@ -387,7 +414,11 @@ def test_the_softmax_sees_the_switch_and_other_uses_of_its_input_too() -> None:
     assert [v.name for n in plain.graph for v in n.outputs] == ["z", "p", "q"]
 
 
-@pytest.mark.parametrize("name", ["probabilities", "sigmoid", "pixel probabilities"])
+FOLDED = ["probabilities", "sigmoid", "tokens", "pixel masks", "pixel probabilities",
+          "pixel probabilities of no name"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOLDED)
 def test_onnxruntime_folds_the_trained_extension_to_the_base(name: str, tmp_path: Path) -> None:
     """Same operators in the same order as the optimised base, with the Softmax at the end too."""
     base = NETWORKS[name].base()
@@ -400,6 +431,21 @@ def test_onnxruntime_folds_the_trained_extension_to_the_base(name: str, tmp_path
         return [node.op_type for node in ir.load(tmp_path / file).graph]
 
     assert operators(trained, "trained.onnx") == operators(base, "base.onnx")
+
+
+@pytest.mark.parametrize(
+    ("name", "runs"),
+    [("token probabilities", False), ("pixel probabilities", False),
+     ("pixel probabilities of no name", True)],
+)  # fmt: skip
+def test_the_base_is_not_run_while_recording(name: str, runs: bool) -> None:
+    """Sizes with names come from the inputs; only sizes without any need the base's own logits."""
+    base = NETWORKS[name].base()
+    extended = gdu_compile.compile(base, oracle_for(base), confirm=False).extended
+    sink(extended.graph)
+    outside = {node.op_type for node in extended.graph}
+    assert bool(outside & {"MatMul", "Conv"}) == runs
+    assert "Softmax" in outside
 
 
 def test_softmax_axis_is_taken_with_class_axis() -> None:
@@ -475,6 +521,7 @@ REFUSED: list[tuple[str, str, str, dict[str, Any], tuple[str, ...]]] = [
     ("unknown argument", "logits", "cross_entropy(smooth=1)", {}, ("smooth",)),
     ("two weights", "logits", "cross_entropy(weight=[1, 2])", {}, ("cross_entropy(weight=",)),
     ("smoothing of 2", "logits", "cross_entropy(label_smoothing=2.0)", {}, ("label_smoothing",)),
+    ("no reduction", "logits", "focal_loss(reduction='batchmean')", {}, ("batchmean",)),
     ("gamma below 0", "logits", "focal_loss(gamma=-1)", {}, ("gamma -1",)),
     ("logits loss on probabilities", "probabilities", "cross_entropy", {},
      ("does not go with the output 'o', which is probabilities", "nll_loss, focal_loss")),
