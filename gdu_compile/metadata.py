@@ -16,6 +16,8 @@ from gdu_compile.logits import KINDS
 from gdu_compile.number_formats import FORMATS
 
 PREFIX = "gdu."
+OPTIMIZATION = "all, none"
+"""Levels of onnxruntime at which outputs are compared; both must be bit-equal."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class Extension:
             "digits": self.code.name,
             "gain": self.gain.hex(),
             "theta_dtype": self.theta_dtype,
+            "optimization": OPTIMIZATION,
             "batch_limit": self.batch_limit,
             "start": self.start.hex(),
             "logits": {

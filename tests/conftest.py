@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
+
+# One thread of torch a worker: two workers with two threads each wait for each other, up to 100 ms
+# a step (measured).  Before torch is imported anywhere.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import onnx

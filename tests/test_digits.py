@@ -137,7 +137,7 @@ def test_signals_agree_everywhere(code: str, dtype: str) -> None:
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_every_bit_pattern_survives(data: st.DataObject) -> None:
-    """Any bits in any dtype and shape, any code, any rate: cut, train, decode, join, in numpy."""
+    """Any bits in any dtype and shape, any code, any rate: back in numpy, onnxruntime and torch."""
     code = CODES[data.draw(st.sampled_from(sorted(CODES)))]
     dtype = data.draw(st.sampled_from(sorted(FORMATS)))
     encoding = encoding_of(code, dtype)
@@ -149,9 +149,14 @@ def test_every_bit_pattern_survives(data: st.DataObject) -> None:
     assert units.shape == (size, encoding.units_per_element)
     assert same(encoding.from_units(units, shape), weight)
     scale = data.draw(st.floats(1e-36, 1e-16)) * data.draw(st.sampled_from([-1, 1]))
-    ratio = code.ratio(trained(encoding, weight, scale), GAIN)
+    theta = trained(encoding, weight, scale)
+    ratio = encoding.code.ratio(theta, GAIN)
     back = encoding.join(encoding.code.quantize(ratio), shape)
     assert back.shape == shape and same(back, weight)
+    if not size or (isinstance(encoding.format, FloatFormat) and np.isnan(weight).any()):
+        return  # nothing to decode; NaN is refused on input
+    for where, (got, _) in run_everywhere(model_of("decode", encoding, size), theta).items():
+        assert same(got.reshape(shape), weight), where
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
@@ -202,7 +207,7 @@ def test_units_of_another_dtype_are_refused() -> None:
         encoding_of(LINEAR16, "float32").units(np.zeros(3))
 
 
-@pytest.mark.parametrize("code", ["linear16", "linear8", "pow2", "linear1"])
+@pytest.mark.parametrize("code", CODES)
 def test_bits_are_exact_for_every_upper_half(code: str) -> None:
     """All 65 536 upper halves × a sample of lower halves: onnxruntime and torch give the float."""
     lows = np.array([0, 1, 0x7FFF, 0x8000, 0xFFFF], dtype=np.uint32)

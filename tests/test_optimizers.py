@@ -10,22 +10,11 @@ from conftest import mlp, oracle_for
 from test_record import assert_reproduced
 
 import gdu_compile
+from benchmarks.matrix import BEYOND, CARRIED
 from gdu_compile import carrying
 from gdu_compile.digits import CODES, DEFAULT_GAIN
 from gdu_compile.optimizers import OptimizerSpec
 from gdu_compile.report import Report
-
-CARRIED = [
-    "SGD()", "SGD(momentum=0.9)", "SGD(momentum=0.9, nesterov=True)", "SGD(weight_decay=0.0001)",
-    "SGD(momentum=0.9, weight_decay=0.0001)", "SGD(momentum=0.9, dampening=0.5)",
-    "SGD(momentum=0.9, foreach=True)", "SGD(momentum=0.9, fused=True)", "Adam()",
-    "Adam(amsgrad=True)", "Adam(foreach=True)", "Adam(fused=True)", "AdamW()",
-    "AdamW(weight_decay=0.05)", "AdamW(amsgrad=True)", "AdamW(foreach=True)", "AdamW(fused=True)",
-    "NAdam()", "NAdam(weight_decay=0.01, decoupled_weight_decay=True)", "RAdam()",
-    "RAdam(weight_decay=0.01, decoupled_weight_decay=True)", "Adamax()", "Adamax(foreach=True)",
-    "RMSprop()", "RMSprop(centered=True)", "RMSprop(momentum=0.9)", "Adagrad()",
-    "Adagrad(lr_decay=0.1)", "Adadelta()", "Adadelta(foreach=True)", "Adafactor()", "ASGD()",
-]  # fmt: skip
 
 
 def run(optimizer: str, steps: int, digits: str, **options: float | str) -> Report:
@@ -88,33 +77,29 @@ def test_powers_of_two_have_no_error_at_all(optimizer: str) -> None:
     assert coarse.warnings == []
 
 
-NOT_CARRIED = {
-    "L2 decay in Adam": ("Adam(weight_decay=0.01)", {}, "L2 weight_decay inside Adam"),
-    "L2 decay in NAdam": ("NAdam(weight_decay=0.01)", {}, "L2 weight_decay inside NAdam"),
-    "eps = 0": ("Adam(eps=0)", {}, "eps = 0"),
-    "small eps": ("Adam(eps=1e-16)", {}, "needs --gain 2**-"),
-    "loud gain": ("Adam()", {"gain": 1.0}, "needs --gain 2**-"),
-    "signs only": ("Rprop()", {}, "needs --digits linear1"),
-    "orthogonalised": ("Muon()", {}, "mixes the digits"),
-    "decay that erases": ("SGD(weight_decay=1.0)", {"lr": 1.0}, "overshoots zero"),
-    "too many steps": ("ASGD()", {"steps": 900}, "guaranteed for 125 steps"),
-    "θ too coarse": ("SGD()", {"theta_dtype": "bfloat16"}, "more precision than bfloat16"),
-}
+SAID = {
+    "signs, 16 bits": "needs --digits linear1", "L2 decay inside Adam": "L2 weight_decay inside",
+    "loud gain": "needs --gain 2**-", "small ε": "needs --gain 2**-", "ε = 0": "eps = 0",
+    "orthogonalised": "mixes the digits", "decay erases": "overshoots zero",
+    "900 steps of decay, linear": "guaranteed for 125 steps",
+    "bfloat16 θ, 16 bits": "more precision than bfloat16",
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("case", NOT_CARRIED)
+@pytest.mark.parametrize("case", SAID)
 def test_not_carried_is_said_before_and_measured_after(case: str) -> None:
     """The negative controls of the bounds: a warning, and an honest exit 1."""
-    optimizer, options, said = NOT_CARRIED[case]
-    chosen = {"steps": 6, **options}
-    report = run(optimizer, digits="linear16", **chosen)  # type: ignore[arg-type]
-    assert any(said in warning for warning in report.warnings), report.warnings
+    optimizer, options, digits = BEYOND[case]
+    report = run(optimizer, digits=digits, **{"steps": 6, **options})
+    assert any(SAID[case] in warning for warning in report.warnings), report.warnings
     assert report.reproduced is False and report.exit_code == 1
 
 
-def test_a_small_eps_needs_a_quieter_gain() -> None:
-    """2**-92, as Lemma 4 says."""
-    report = run("Adam(eps=1e-16)", 6, "linear16", gain=2.0**-92)
+@pytest.mark.parametrize("case", [case for case in BEYOND if case not in SAID])
+def test_what_helps(case: str) -> None:
+    """Another code, or a quieter gain: reproduced, and nothing to warn of."""
+    optimizer, options, digits = BEYOND[case]
+    report = run(optimizer, digits=digits, **{"steps": 6, **options})
     assert_reproduced(report)
     assert report.warnings == []
 
