@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 import click
 
 import gdu_compile
+from gdu_compile import model_io, passes, tables
 from gdu_compile import options as option_classes
-from gdu_compile import passes, tables
 from gdu_compile.errors import GduError, InputError
 from gdu_compile.report import SCHEMA, Report
 from gdu_compile.version import __version__
@@ -105,7 +105,7 @@ def app() -> None:
     gdu-compile MODEL.onnx --weights W.npz        compile, train, confirm
     gdu-compile COMMAND --help                    the other jobs
 
-    Exit codes: 0 reproduced, 1 not reproduced, 2 bad input, 3 internal error.
+    Exit codes: 0 reproduced, 1 not reproduced, 2 bad input, 3 internal error, 130 interrupted.
     """
 
 
@@ -243,7 +243,7 @@ def wrote(command: str, model: Path, output: Path, as_json: bool) -> int:
     """Say what was written."""
     if as_json:
         print_json({"schema": SCHEMA, "command": command, "model": str(model),
-                    "file": str(output), "bytes": output.stat().st_size})  # fmt: skip
+                    "file": str(output), "bytes": model_io.file_bytes(output)})  # fmt: skip
     else:
         click.echo(f"wrote {output}")
     return 0

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
@@ -25,7 +26,7 @@ from gdu_compile.metadata import Extension
 from gdu_compile.optimizers import OptimizerSpec
 from gdu_compile.options import CompileOptions
 from gdu_compile.oracle_weights import OracleWeights, WeightsLike
-from gdu_compile.passes import record_passes
+from gdu_compile.passes import RECORD_PASSES, record_passes
 from gdu_compile.passes._base import timed
 from gdu_compile.report import PassRow, Report
 from gdu_compile.verification import Verifier, same_bits
@@ -89,7 +90,7 @@ def compile(model: ModelLike, weights: WeightsLike, **options: Any) -> Compiled:
         (True, 1)
     """
     chosen = CompileOptions.of(options)
-    check_outputs(model, weights, chosen)
+    check_outputs((model, weights, chosen.data), chosen)
     begin = time.perf_counter()
     source = Source(model)
     extended = source.raised()
@@ -98,34 +99,45 @@ def compile(model: ModelLike, weights: WeightsLike, **options: Any) -> Compiled:
     rewrite(extended, OracleWeights.load(weights, chosen.rename), code, chosen, report)
     if chosen.stop_after is None:
         describe(report, extended)
-    report.bytes["base"] = model_io.tensor_bytes(source.fresh())
-    report.bytes["extended"] = model_io.tensor_bytes(extended)
+    report.bytes = {"base": source.tensor_bytes, "extended": model_io.tensor_bytes(extended)}
     prepared = prepare(extended, chosen, report)
     report.seconds["compile"] = time.perf_counter() - begin
     if prepared is None:
-        write(report, extended, None, chosen)
+        write(report, source, extended, None, chosen)
         return Compiled(report, extended)
     with source.bases(specialize.oracle_in(extended)) as (base, initial):
         verifier = Verifier(extended, base, initial, prepared.data, source.name)
         theta = run_training(extended, prepared, report).theta
         trained = specialize.filled(extended, theta)
-        write(report, extended, trained, chosen)
+        write(report, source, extended, trained, chosen)
         confirm(report, verifier, theta, retrain=prepared)
     return Compiled(report, extended, trained, theta)
 
 
 class Source:
-    """The base as it was given: a file, or a model in memory."""
+    """The base as it was given: a file, or a model in memory.
+
+    Attributes:
+        name: what to call it in messages.
+        tensor_bytes: bytes of its initializers, once it was read.
+        file_bytes: bytes of its file and external data, once it was read; None in memory.
+    """
 
     def __init__(self, model: ModelLike) -> None:
         self._model = model
         self.name = str(model.graph.name if isinstance(model, ir.Model) else model)
+        self.tensor_bytes: int | None = None
+        self.file_bytes: int | None = None
 
     def fresh(self) -> ir.Model:
         """A copy that may be changed; tensors are shared or memory-mapped."""
         if isinstance(self._model, ir.Model):
-            return with_own_tensors(self._model.clone())
-        return model_io.load(self._model)
+            model = with_own_tensors(self._model.clone())
+        else:
+            model = model_io.load(self._model)
+            self.file_bytes = model_io.file_bytes(Path(self._model), model)
+        self.tensor_bytes = model_io.tensor_bytes(model)
+        return model
 
     @contextmanager
     def bases(self, weights: Mapping[str, Array]) -> Iterator[tuple[Path, Path]]:
@@ -186,18 +198,29 @@ def seeded_inputs(model: ir.Model) -> dict[str, Array]:
     return synthetic_inputs(inputs, np.random.default_rng(0))
 
 
-def check_outputs(model: ModelLike, weights: WeightsLike, options: CompileOptions) -> None:
+def check_outputs(inputs: Sequence[object], options: CompileOptions) -> None:
     """Refuse outputs that exist, or that would replace an input, before any work."""
-    if options.output is None or options.dry_run:
+    names = [kind.__name__ for kind in RECORD_PASSES]
+    if options.stop_after not in {None, *names}:
+        raise InputError(f"--stop-after {options.stop_after}: no such pass",
+                         [f"passes: {', '.join(names)}"])  # fmt: skip
+    if options.dry_run:
         return
-    outputs = [options.output]
-    if options.confirm and options.stop_after is None:
+    outputs = [] if options.output is None else [options.output]
+    if options.output is not None and options.confirm and options.stop_after is None:
         outputs.append(trained_name(options.output))
+    if options.dump_dir is not None:
+        outputs += [dump_name(options.dump_dir, index, name) for index, name in enumerate(names)]
     for path in outputs:
-        model_io.check_output(path, force=options.force)
-        for given in (model, weights, options.data):
-            if isinstance(given, str | PathLike) and path.resolve() == Path(given).resolve():
-                raise InputError(f"{path}: is an input of this very run; choose another -o")
+        model_io.check_output(path, force=options.force, inputs=inputs)
+    twice = [path for path, n in Counter(path.resolve() for path in outputs).items() if n > 1]
+    if twice:
+        raise InputError(f"{twice[0]}: would be written twice; choose another -o or --dump-dir")
+
+
+def dump_name(folder: Path, index: int, name: str) -> Path:
+    """Where the graph after a pass goes."""
+    return folder / f"{index:02d}-{name}.onnx"
 
 
 def choose_digits(options: CompileOptions) -> tuple[DigitCode, str]:
@@ -223,22 +246,17 @@ def rewrite(
         strict=options.strict, cover_all=options.cover_all, gain=options.gain,
         batch_limit=options.batch_limit, bucket_bytes=options.bucket_bytes,
     )  # fmt: skip
-    names = [type(pass_).__name__ for pass_ in passes]
-    if options.stop_after is not None and options.stop_after not in names:
-        raise InputError(f"--stop-after {options.stop_after}: no such pass",
-                         [f"passes: {', '.join(names)}"])  # fmt: skip
     for index, pass_ in enumerate(passes):
+        name = type(pass_).__name__
         modified, seconds = timed(pass_, model)
         logger.info("%s: %.3f s", pass_, seconds)
-        counts = state_of(model).counts[names[index]]
-        report.passes.append(PassRow(names[index], seconds, modified, counts))
+        report.passes.append(PassRow(name, seconds, modified, state_of(model).counts[name]))
         if options.dump_dir is not None and not options.dry_run:
-            path = options.dump_dir / f"{index:02d}-{names[index]}.onnx"
+            path = dump_name(options.dump_dir, index, name)
             with model_io.staging(path) as folder:
                 model_io.write(model, folder / path.name)
-                for file in folder.iterdir():
-                    file.replace(options.dump_dir / file.name)
-        if names[index] == options.stop_after:
+                model_io.place(folder, path, force=options.force)
+        if name == options.stop_after:
             break
     report.warnings += state_of(model).notes
     if options.why is not None:
@@ -258,13 +276,20 @@ def prepare(extended: ir.Model, options: CompileOptions, report: Report) -> Prep
 
 
 def write(
-    report: Report, extended: ir.Model, trained: ir.Model | None, options: CompileOptions
-) -> None:
+    report: Report, source: Source, extended: ir.Model, trained: ir.Model | None,
+    options: CompileOptions,
+) -> None:  # fmt: skip
     """Write what was asked for, each file atomically."""
     if options.output is None or options.dry_run:
         return
-    report.bytes["extended"] = model_io.save(extended, options.output, force=options.force)
-    report.files["extended"] = str(options.output)
+    size = model_io.save(extended, options.output, force=options.force)
+    if source.file_bytes is not None:
+        report.bytes = {"base": source.file_bytes, "extended": size}
+    if options.stop_after in {None, RECORD_PASSES[-1].__name__}:
+        report.files["extended"] = str(options.output)
+    else:
+        report.warnings.append(f"{options.output} is the graph after {options.stop_after}: "
+                               "no extended model yet")  # fmt: skip
     if trained is not None:
         path = trained_name(options.output)
         model_io.save(trained, path, force=options.force)

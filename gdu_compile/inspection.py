@@ -46,7 +46,7 @@ def inspect(model: str | PathLike[str]) -> dict[str, Any]:
         "model": str(path),
         "opset": model_io.opset_of(loaded),
         "ir_version": loaded.ir_version,
-        "bytes": model_io.file_bytes(path),
+        "bytes": model_io.file_bytes(path, loaded),
         "inputs": [signature(value) for value in graph.inputs],
         "outputs": [signature(value) for value in graph.outputs],
         "operators": dict(sorted(operators.items())),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
@@ -13,6 +13,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from gdu_compile.arrays import mapped
 from gdu_compile.errors import InputError, UnsupportedError
 from gdu_compile.files import check_input
 
@@ -117,6 +118,21 @@ def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
         yield from (tensor for tensor in tensors if isinstance(tensor, ir.ExternalTensor))
 
 
+def external_files(model: ir.Model) -> set[Path]:
+    """The files beside the model's own in which it keeps tensors."""
+    return {Path(tensor.path).resolve() for tensor in external_tensors(model)}
+
+
+def keeps_tensors_in(path: Path, data: Path) -> bool:
+    """Whether the model file points to ``data``; a file that does not name it is not parsed."""
+    try:
+        if mapped(path).find(data.name.encode()) < 0:
+            return False
+        return data.resolve() in external_files(ir.load(path))
+    except Exception:  # what cannot be read as a model points nowhere
+        return False
+
+
 def external_problem(tensor: ir.ExternalTensor) -> str | None:
     """Why a tensor's external data cannot be used, with the way out, or None."""
     folder, file = Path(tensor.base_dir).resolve(), Path(tensor.path)
@@ -173,15 +189,25 @@ def tensor_bytes(model: ir.Model) -> int:
     )
 
 
-def file_bytes(path: Path) -> int:
-    """Bytes of a model file and its external data."""
-    data = path.with_name(path.name + ".data")
-    return path.stat().st_size + (data.stat().st_size if data.is_file() else 0)
+def data_of(path: Path) -> Path:
+    """Where the tensors of a model file go when it gets too large."""
+    return path.with_name(f"{path.name}.data")
+
+
+def file_bytes(path: Path, model: ir.Model | None = None) -> int:
+    """Bytes of a model file and of the files that it keeps tensors in, each once.
+
+    Args:
+        path: the model file.
+        model: its content, when it is loaded already.
+    """
+    files = external_files(ir.load(path) if model is None else model)
+    return sum(file.stat().st_size for file in (path, *files))
 
 
 def write(model: ir.Model, path: Path) -> None:
     """Write in place (for temporary files); tensors go to PATH.data above EXTERNAL_BYTES."""
-    external = f"{path.name}.data" if tensor_bytes(model) > EXTERNAL_BYTES else None
+    external = data_of(path).name if tensor_bytes(model) > EXTERNAL_BYTES else None
     if external is None:
         internal(model)
     ir.save(model, path, external_data=external)
@@ -199,7 +225,7 @@ def save(model: ir.Model, path: str | PathLike[str], *, force: bool = False) -> 
     """Write, check with onnx.checker, and move into place; returns the bytes written.
 
     Raises:
-        InputError: the file exists and ``force`` is not set, or the folder cannot be written.
+        InputError: a file exists and ``force`` is not set, or the folder cannot be written.
     """
     path = Path(path)
     check_output(path, force=force)
@@ -207,14 +233,64 @@ def save(model: ir.Model, path: str | PathLike[str], *, force: bool = False) -> 
         staged = folder / path.name
         write(model, staged)
         onnx.checker.check_model(str(staged))
-        size = file_bytes(staged)
-        for file in sorted(folder.iterdir(), reverse=True):  # the data before what points to it
-            file.replace(path.with_name(file.name))
+        return place(folder, path, force=force)
+
+
+def place(folder: Path, path: Path, *, force: bool) -> int:
+    """Move the staged model to ``path``, and its data beside it; returns their bytes.
+
+    The data of the model that is replaced goes with it.
+
+    Raises:
+        InputError: one of the files exists and ``force`` is not set; then none is moved.
+    """
+    files = sorted(folder.iterdir(), reverse=True)  # the data before what points to it
+    targets = [path.with_name(file.name) for file in files]
+    for target in targets:
+        check_target(target, force=force)
+    size = sum(file.stat().st_size for file in files)
+    old = data_of(path)
+    stale = old not in targets and keeps_tensors_in(path, old)
+    for file, target in zip(files, targets, strict=True):
+        file.replace(target)
+    if stale:
+        old.unlink()
     return size
 
 
-def check_output(path: Path, *, force: bool) -> None:
-    """Raise InputError when ``path`` may not be written: a look, nothing is made."""
+def check_output(path: Path, *, force: bool, inputs: Iterable[object] = ()) -> None:
+    """Raise InputError when a model may not be written: a look, nothing is made.
+
+    Args:
+        path: the model file; tensors may go to PATH.data.
+        force: existing files may be replaced.
+        inputs: what the run was given; its files are not replaced in any case.
+    """
+    data = data_of(path)
+    for given in inputs:
+        for target in (path, data):
+            if is_read_from(given, target):
+                raise InputError(f"{target}: is an input of this very run; choose another -o")
+    check_target(path, force=force)
+    if not force and os.path.lexists(data):
+        raise InputError(f"{data}: exists, and tensors may have to go there; use --force to "
+                         "replace it, or choose another -o")  # fmt: skip
+
+
+def is_read_from(given: object, target: Path) -> bool:
+    """Whether something that was given is, or keeps tensors in, the file ``target``."""
+    if isinstance(given, ir.Model):
+        return target.resolve() in external_files(given)
+    if not isinstance(given, str | PathLike) or not os.path.lexists(target):
+        return False
+    path = Path(given)
+    return path.resolve() == target.resolve() or (
+        path.suffix == ".onnx" and keeps_tensors_in(path, target)
+    )
+
+
+def check_target(path: Path, *, force: bool) -> None:
+    """Raise InputError when one file may not be written."""
     try:
         if path.is_dir():
             raise InputError(f"{path}: is a folder; name a file")

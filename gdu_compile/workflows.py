@@ -74,8 +74,7 @@ def train(extended: ModelLike, **options: Any) -> Report:
         1
     """
     chosen = TrainOptions.of(options)
-    if chosen.output is not None:
-        model_io.check_output(chosen.output, force=chosen.force)
+    check_output(chosen, extended, chosen.data)
     model, report = open_extended("train", extended)
     prepared = prepare_training(model, chosen, report)
     with bases(model) as (base, initial):
@@ -146,6 +145,7 @@ def apply(extended: ModelLike, trained: TrainedLike, **options: Any) -> ir.Model
         Shape([651, 2])
     """
     chosen = WriteOptions.of(options)
+    check_output(chosen, extended, trained)
     model, _ = open_extended("apply", extended)
     theta = load_theta(trained, Extension.from_metadata(model.metadata_props))
     filled = specialize.filled(model, theta)
@@ -174,6 +174,7 @@ def extract(trained: ModelLike, **options: Any) -> ir.Model:
         (['fc.bias', 'fc.weight', 'val_5'], ['Reshape', 'Gemm'])
     """
     chosen = WriteOptions.of(options)
+    check_output(chosen, trained)
     model, _ = open_extended("extract", trained)
     plain = specialize.extract(model)
     if chosen.output is not None:
@@ -207,13 +208,20 @@ def to_torch(extended: ModelLike) -> Any:
     return lower_to_torch(model)
 
 
+def check_output(options: TrainOptions | WriteOptions, *inputs: object) -> None:
+    """Refuse an output that exists, or that would replace an input, before any work."""
+    if options.output is not None:
+        model_io.check_output(options.output, force=options.force, inputs=inputs)
+
+
 def open_extended(command: str, extended: ModelLike) -> tuple[ir.Model, Report]:
     """Load an extended file, check that it is one, and begin its report."""
     if isinstance(extended, ir.Model):
         model, path, size = extended, None, model_io.tensor_bytes(extended)
     else:
         path = Path(extended)
-        model, size = model_io.load(path), model_io.file_bytes(path)
+        model = model_io.load(path)
+        size = model_io.file_bytes(path, model)
     name = str(path or model.graph.name)
     Extension.from_metadata(model.metadata_props, name)
     try:

@@ -39,15 +39,19 @@ from gdu_compile.oracle_weights import OracleWeights
 from gdu_compile.digits import DEFAULT_CODE, DEFAULT_GAIN, DigitCode  # isort: skip
 
 __all__ = [
-    "ALL_PASSES", "AnnotatePass", "BindOraclePass", "CheckExtensionPass", "FillThetaPass",
-    "GduPass", "InsertRecorderPass", "InsertSwitchesPass", "LocateLogitsPass", "NormalizePass",
-    "RemoveExtensionPass", "RestoreConstantsPass", "SinkPass", "record_passes",
+    "ALL_PASSES", "RECORD_PASSES", "AnnotatePass", "BindOraclePass", "CheckExtensionPass",
+    "FillThetaPass", "GduPass", "InsertRecorderPass", "InsertSwitchesPass", "LocateLogitsPass",
+    "NormalizePass", "RemoveExtensionPass", "RestoreConstantsPass", "SinkPass", "record_passes",
 ]  # fmt: skip
 
-ALL_PASSES: tuple[type[GduPass], ...] = (
+RECORD_PASSES: tuple[type[GduPass], ...] = (
     NormalizePass, LocateLogitsPass, BindOraclePass, InsertRecorderPass, InsertSwitchesPass,
-    AnnotatePass, RestoreConstantsPass, CheckExtensionPass, SinkPass, FillThetaPass,
-    RemoveExtensionPass,
+    AnnotatePass, RestoreConstantsPass, CheckExtensionPass,
+)  # fmt: skip
+"""The stages of record, in order; ``record_passes`` makes them."""
+
+ALL_PASSES: tuple[type[GduPass], ...] = (
+    *RECORD_PASSES, SinkPass, FillThetaPass, RemoveExtensionPass,
 )  # fmt: skip
 
 
