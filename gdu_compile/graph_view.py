@@ -72,11 +72,13 @@ def constant_switches(graph: ir.Graph) -> list[ir.Node]:
     with or without its metadata.
     """
     view = to_networkx(graph)
-    inputs = {("value", value.name) for value in graph.inputs}
-    found = []
-    for node in graph:
-        if node.op_type == "If" and node.inputs[0] is not None:
-            condition = ("value", node.inputs[0].name)
-            if not inputs & (nx.ancestors(view, condition) | {condition}):
-                found.append(node)
-    return found
+    source: Vertex = ("inputs", 0)  # one search from all inputs at once
+    view.add_edges_from((source, ("value", value.name)) for value in graph.inputs)
+    varying = nx.descendants(view, source) if source in view else set()
+    return [
+        node
+        for node in graph
+        if node.op_type == "If"
+        and node.inputs[0] is not None
+        and ("value", node.inputs[0].name) not in varying
+    ]

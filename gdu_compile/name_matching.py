@@ -218,7 +218,9 @@ def hints(
     for value in free:
         if value.const_value is not None:
             shapes.setdefault(tuple(value.const_value.shape.numpy()), []).append(value)
-    fits = {name: fitting(header.shape, shapes) for name, header in unknown.items()}
+    present = {header.shape for header in unknown.values()}
+    by_shape = {shape: fitting(shape, shapes) for shape in present}  # one list for all of a shape
+    fits = {name: by_shape[header.shape] for name, header in unknown.items()}
     wanted = Counter(values[0].name for values in fits.values() if len(values) == 1)
     found: dict[str, str] = {}
     for name, values in fits.items():

@@ -16,6 +16,7 @@ class Names:
     """
 
     def __init__(self, model: ir.Model) -> None:
+        self._last: dict[str, int] = {}  # wanted → the last number given; names are never released
         self._taken: set[str | None] = {model.graph.name}
         for graph in model.graphs():
             self._taken.update(value.name for value in graph.inputs)
@@ -26,10 +27,12 @@ class Names:
 
     def fresh(self, wanted: str) -> str:
         """``wanted``, or ``wanted_1``, ``wanted_2`` … when it is taken."""
-        name, count = wanted, 0
+        count = self._last.get(wanted, 0)
+        name = f"{wanted}_{count}" if count else wanted
         while name in self._taken:
             count += 1
             name = f"{wanted}_{count}"
+        self._last[wanted] = count
         self._taken.add(name)
         return name
 

@@ -7,6 +7,8 @@ the switches hang on one condition that depends on nothing but θ.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import onnx_ir as ir
 from gdu_compile.passes._base import GduPass
 
@@ -39,6 +41,8 @@ def switch_problems(model: ir.Model, facts: Extension) -> list[str]:
     problems = []
     made = {output.name: node for node in model.graph for output in node.outputs}
     switched = [slot.weight for _, slot in facts.slots()]
+    if (moved := sunk(model.graph, [facts.base_logits, *switched])) is not None:
+        return [moved]
     if not switched:
         problems.append("no weight is recorded")
     for name in [facts.logits.name, *switched]:
@@ -76,6 +80,17 @@ def site_problems(graph: ir.Graph, site: LogitsSite) -> list[str]:
         elif not 0 <= index < len(inputs[name].shape or ()):
             problems.append(f"input {name!r} has no dimension {index}")
     return problems
+
+
+def sunk(graph: ir.Graph, names: Iterable[str]) -> str | None:
+    """Which value SinkPass has moved out of the main graph, in a sentence, or None."""
+    wanted = set(names)
+    for node in ir.traversal.RecursiveGraphIterator(graph):
+        for output in node.outputs:
+            if output.name in wanted and node.graph is not graph:
+                return (f"{output.name!r} is computed in a branch, where SinkPass moves it: take "
+                        "the model as it was before SinkPass")  # fmt: skip
+    return None
 
 
 def bucket_problems(model: ir.Model, bucket: Bucket, code: DigitCode, dtype: str) -> list[str]:

@@ -8,10 +8,11 @@ once θ is known: If(armed) takes its first branch, and decode(θ) is a constant
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import onnx_ir as ir
 from gdu_compile.passes._base import GduPass
+from gdu_compile.passes.check import sunk
 
 from gdu_compile.contracts import PASS_KEY, Slot, State
 from gdu_compile.digits import Array
@@ -30,6 +31,14 @@ class RemoveExtensionPass(GduPass):
     def __init__(self, weights: Mapping[str, Array]) -> None:
         self.weights = weights
 
+    def requires(self, model: ir.Model) -> None:
+        """The switches are in the main graph."""
+        super().requires(model)
+        facts = Extension.from_metadata(model.metadata_props)
+        names = [facts.base_logits, *(slot.weight for _, slot in facts.slots())]
+        if (moved := sunk(model.graph, names)) is not None:
+            raise ir.passes.PreconditionError(f"RemoveExtensionPass: {moved}")
+
     def run(self, model: ir.Model, state: State) -> dict[str, int]:
         """Change the model; return what was done in numbers."""
         graph, facts = model.graph, Extension.from_metadata(model.metadata_props)
@@ -41,12 +50,10 @@ class RemoveExtensionPass(GduPass):
         values = {slot.weight: self.weight(slot) for _, slot in facts.slots()}
         for name, switch in switches.items():
             replace(graph, switch, values[name])
-        removed = remove_ours(graph)
-        for _, slot in facts.slots():
-            graph.initializers.pop(facts.initial[slot.weight])
-            graph.initializers.pop(slot.signal)
-        for bucket in facts.buckets:
-            graph.initializers.pop(bucket.theta)
+        leaving = [facts.initial[slot.weight] for _, slot in facts.slots()]
+        leaving += [slot.signal for _, slot in facts.slots()]
+        leaving += [bucket.theta for bucket in facts.buckets]
+        removed = remove_ours(graph, {graph.initializers.pop(name) for name in leaving})
         base.name = facts.logits.name
         for value in values.values():
             graph.register_initializer(value)
@@ -83,12 +90,20 @@ def replace(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
     old.replace_all_uses_with(new, replace_graph_outputs=True)
 
 
-def remove_ours(graph: ir.Graph) -> int:
-    """Remove the nodes of the main graph that our passes have put there."""
+def remove_ours(graph: ir.Graph, leaving: Collection[ir.Value]) -> int:
+    """Remove the nodes of the main graph that our passes have put there.
+
+    What stays forgets that they used it.  What leaves with them need not, and a node with
+    thousands of signals would take the square of their number: its inputs change one by one.
+    """
     ours = [node for node in graph if PASS_KEY in node.metadata_props]
-    for node in reversed(ours):  # users first
-        for inner in list(nested(node)):
-            for index in range(len(inner.inputs)):
-                inner.replace_input_with(index, None)
-        graph.remove(node)
+    for node in ours:
+        for inner in nested(node):
+            for index, used in enumerate(inner.inputs):
+                if used is None or used in leaving:
+                    continue
+                producer = used.producer()
+                if producer is None or PASS_KEY not in producer.metadata_props:
+                    inner.replace_input_with(index, None)
+    graph.remove(ours)
     return len(ours)

@@ -2,7 +2,8 @@
 
 Before: both branches' inputs are computed.  After: a runtime that evaluates
 only the taken branch never runs the base while recording, and never the
-recorder once armed (THEORY §3).  The model's outputs are unchanged.
+recorder once armed (THEORY §3).  The model's outputs are unchanged.  It comes last: the passes
+that look for the switches in the main graph (CheckExtensionPass, RemoveExtensionPass) refuse.
 """
 
 from __future__ import annotations
