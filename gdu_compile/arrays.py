@@ -79,7 +79,8 @@ def header_of(name: str, value: object) -> ArrayHeader:
 
         return in_memory(name, value)
     array = np.asarray(value)
-    return ArrayHeader(name, array.shape, array.dtype, partial(np.asarray, array))
+    dtype = array.dtype.newbyteorder("=")
+    return ArrayHeader(name, array.shape, dtype, partial(array.astype, dtype, copy=False))
 
 
 def read_arrays(path: Path) -> Headers:

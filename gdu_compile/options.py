@@ -10,11 +10,12 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, get_type_hints
 
 from gdu_compile.digits import CODES, DEFAULT_GAIN, UNIT_ROUNDOFF
 from gdu_compile.errors import InputError
 from gdu_compile.name_matching import Rename, parse_rules
+from gdu_compile.option_types import converter
 
 T = TypeVar("T")
 MAX_FLOAT32 = (2 - 2**-23) * 2.0**127
@@ -28,6 +29,13 @@ def option(default: T, help: str, *, metavar: str | None = None, short: str | No
     return field
 
 
+def output_problems(output: Path | None) -> list[str]:
+    """What is wrong with the form of -o."""
+    if output is not None and output.name in {"", ".."}:
+        return [f"-o {output}: names no file; name one"]
+    return []
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Base of all option classes."""
@@ -37,7 +45,7 @@ class Options:
         """An instance from keywords; unknown ones are named.
 
         Raises:
-            InputError: an unknown option, or a value out of range.
+            InputError: an unknown option, or a value of the wrong type or out of range.
         """
         known = {field.name: field for field in dataclasses.fields(cls)}
         if unknown := sorted(set(keywords) - set(known)):
@@ -45,15 +53,35 @@ class Options:
                 f"unknown option{'s' * (len(unknown) > 1)}: {', '.join(unknown)}",
                 [f"known: {', '.join(known)}"],
             )
-        values = {
-            name: Path(value) if "Path" in str(known[name].type) and value is not None else value
-            for name, value in keywords.items()
-        }
-        return cls(**values)
+        return cls(**keywords)
 
     def __post_init__(self) -> None:
-        if problems := self.problems():
+        problems = self.convert()
+        problems += self.problems()
+        if problems:
             raise InputError("bad options", problems)
+
+    def convert(self) -> list[str]:
+        """Make every value one of its field's type; complaints about those that are not.
+
+        What cannot be converted becomes the default, so that the other checks can go on.
+        """
+        problems = []
+        hints = get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            value, hint = getattr(self, field.name), hints[field.name]
+            if value is None and field.default is None:
+                continue
+            convert, wanted = converter(hint)
+            try:
+                converted = convert(value)
+            except (TypeError, ValueError, OverflowError):
+                flag = "--" + field.name.replace("_", "-")
+                problems.append(f"{flag} {value!r:.80}: must be {wanted}, not "
+                                f"{type(value).__name__}")  # fmt: skip
+                converted = field.default
+            object.__setattr__(self, field.name, converted)  # frozen for everybody else
+        return problems
 
     def problems(self) -> list[str]:
         """Every value that is out of range."""
@@ -101,7 +129,7 @@ class TrainOptions(DataOptions):
             problems.append(f"--batch-size {self.batch_size}: must be 0 (full batch) or more")
         if not 0 <= self.lr <= MAX_FLOAT32:
             problems.append(f"--lr {self.lr}: must be 0 or more, and finite in float32")
-        return problems
+        return problems + output_problems(self.output)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,8 +153,8 @@ class CompileOptions(TrainOptions):
     strict: bool = option(False, "A float weight that the oracle does not cover is an error.")
     cover_all: bool = option(False, "Record what the oracle lacks at its present value.")
     confirm: bool = option(True, "Train and verify; without: write the extended model only.")
-    dump_dir: Path | None = option(None, "Write the graph after each pass into this folder.",
-                                   metavar="DIR")  # fmt: skip
+    dump_dir: Path | None = option(None, "Write the graph after each pass into this folder; "
+        "what was written stays when a later pass refuses.", metavar="DIR")  # fmt: skip
     stop_after: str | None = option(None, "Stop after this pass and write what there is.",
                                     metavar="PASS")  # fmt: skip
     dry_run: bool = option(False, "Rewrite in memory, report, write nothing.")
@@ -158,3 +186,7 @@ class WriteOptions(Options):
 
     output: Path | None = option(None, "Where to write.", metavar="FILE", short="-o")
     force: bool = option(False, "Replace existing files.")
+
+    def problems(self) -> list[str]:
+        """Every value that is out of range."""
+        return output_problems(self.output)
