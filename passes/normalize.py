@@ -35,11 +35,11 @@ class NormalizePass(GduPass):
         if PREFIX + "version" in model.metadata_props:
             raise InputError("the model is an extended one already; use its base, "
                              "or fold the extension away with: gdu-compile extract")  # fmt: skip
-        refuse_random(model)
         state.source = header_hash(model)
         functions = len(model.functions)
         if functions:
             common.InlinePass()(model)
+        refuse_random(model)
         make_unique(model)
         if graph_problems(model):
             # onnxruntime takes the nodes in any order.
@@ -63,20 +63,30 @@ def refuse_random(model: ir.Model) -> None:
     """Raise UnsupportedError for operators whose output is not a function of their input."""
     problems = []
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
-        training = node.op_type in {"Dropout", "BatchNormalization"} and (
-            node.attributes.get_int("training_mode", 0) == 1
-            or (node.op_type == "Dropout" and len(node.inputs) > 2 and node.inputs[2] is not None)
-        )
-        if training:
-            problems.append(f"node {node.name!r}: {node.op_type} in training mode")
+        called = repr(node.name) if node.name else f"of {node.outputs[0].name!r}"
+        if (mode := training_mode(node)) is not None:
+            problems.append(f"node {called}: {node.op_type} {mode}")
         elif node.op_type in RANDOM:
-            problems.append(f"node {node.name!r}: {node.op_type} is random")
+            problems.append(f"node {called}: {node.op_type} is random")
     if problems:
         raise UnsupportedError(
             "the model's output is not a function of its input, so nothing can be reproduced "
             "bit for bit; export it in evaluation mode",
             problems,
         )
+
+
+def training_mode(node: ir.Node) -> str | None:
+    """Why a node may run in training mode, in words; None when it does not."""
+    if node.op_type == "BatchNormalization" and node.attributes.get_int("training_mode", 0) == 1:
+        return "in training mode"
+    flag = node.inputs[2] if node.op_type == "Dropout" and len(node.inputs) > 2 else None
+    if flag is None:
+        return None
+    tensor = ir.convenience.get_const_tensor(flag)
+    if tensor is None:
+        return f"in training mode where {flag.name!r} says so, which is no constant"
+    return "in training mode" if tensor.numpy().any() else None
 
 
 def header_hash(model: ir.Model) -> str:

@@ -207,6 +207,27 @@ def test_random_models_are_refused_by_name(operator: str) -> None:
         passes.NormalizePass()(model)
 
 
+@pytest.mark.parametrize("flag", ["initializer", "Constant node"])
+def test_dropout_that_is_switched_off_is_no_training_mode(flag: str) -> None:
+    """training_mode as an input that is the constant False: an inference model, reproduced."""
+    import gdu_compile
+
+    weights = {"W": np.eye(2, dtype=np.float32), "ratio": np.array(0.5, np.float32)}
+    off = "[off] off = Constant <value = bool {0}> ()" if flag == "Constant node" else ""
+    if not off:
+        weights["off"] = np.array(False)
+    model = parse(
+        f"g (float[N,2] x) => (float[N,2] z) {{ {off} d = Dropout(x, ratio, off) "
+        "z = MatMul(d, W) }",
+        weights,
+    )
+    assert gdu_compile.compile(model, {"W": 3 * weights["W"]}).report.reproduced is True
+    if not off:
+        model.graph.initializers["off"].const_value = ir.tensor(np.array(True))
+        with pytest.raises(UnsupportedError, match="Dropout in training mode"):
+            passes.NormalizePass()(model)
+
+
 def test_an_extended_model_is_refused_as_base() -> None:
     """Extending twice makes no sense."""
     _, extended = extended_mlp()
@@ -248,6 +269,31 @@ def test_fill_theta_refuses_what_does_not_fit() -> None:
         passes.FillThetaPass({"gdu_theta_0": np.zeros((2, 2))})(extended)
     with pytest.raises(InputError, match="'gdu_theta_0' is missing"):
         passes.FillThetaPass({})(extended)
+
+
+def test_after_sinking_the_cause_is_named(tmp_path: Path) -> None:
+    """What looks for the switches in the main graph says that SinkPass has moved them."""
+    import gdu_compile
+
+    _, extended = extended_mlp()
+    weights = specialize.oracle_in(extended)
+    path = save_onnx(tmp_path / "before.onnx", extended)
+    passes.CheckExtensionPass()(extended)
+    passes.SinkPass()(extended)
+    with pytest.raises(ContractError, match="'W1' is computed in a branch, where SinkPass"):
+        passes.CheckExtensionPass()(extended)
+    with pytest.raises(ir.passes.PreconditionError, match=r"Remove.*: 'W1' .* SinkPass"):
+        passes.RemoveExtensionPass(weights)(extended)
+    sunk = save_onnx(tmp_path / "sunk.onnx", extended)
+    with pytest.raises(InputError, match=r"sunk\.onnx.*\n.* as it was before SinkPass"):
+        gdu_compile.train(sunk, steps=1)
+    assert gdu_compile.train(path, steps=1).reproduced is True
+
+
+def test_record_passes_are_the_stages_in_order() -> None:
+    """The names that --stop-after and --dump-dir go by."""
+    stages = passes.record_passes(OracleWeights.load({"W": np.zeros(1, np.float32)}))
+    assert [type(stage) for stage in stages] == list(passes.RECORD_PASSES)
 
 
 def test_state_survives_sequential() -> None:
