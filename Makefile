@@ -22,9 +22,9 @@ lint: install
 # passes/ is installed as gdu_compile.passes; mypy sees that only in a folder where it lies there.
 types: install
 	rm -rf build/types && mkdir -p build/types/gdu_compile
-	ln -s $(CURDIR)/gdu_compile/* $(CURDIR)/passes build/types/gdu_compile/
-	ln -s $(CURDIR)/benchmarks build/types/
-	cd build/types && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml gdu_compile benchmarks
+	ln -s "$(CURDIR)"/gdu_compile/* "$(CURDIR)/passes" build/types/gdu_compile/
+	ln -s "$(CURDIR)/benchmarks" build/types/
+	cd build/types && "$(CURDIR)/$(BIN)/mypy" --config-file "$(CURDIR)/pyproject.toml" gdu_compile benchmarks
 	$(BIN)/mypy models/build.py
 
 test: lint types

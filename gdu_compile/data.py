@@ -113,7 +113,7 @@ def load_data(
         if key not in headers:
             problems.append(
                 f"no array {name!r}"
-                + (" (or 'x')" if len(inputs) == 1 else "")
+                + (" (or 'x')" if len(inputs) == 1 and name != "x" else "")
                 + f" for the model's input; it holds {', '.join(headers) or 'nothing'}"
             )
             continue

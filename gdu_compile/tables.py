@@ -90,7 +90,8 @@ def checks_table(report: Report) -> Table:
                       f"tolerance {number(report.torch.tolerance)}")  # fmt: skip
     if report.steps is not None:
         table.add_row("armed", yes(report.armed_at_step is not None),
-                      f"at step {report.armed_at_step} of {report.steps}")  # fmt: skip
+                      "before the first step" if report.armed_at_step == 0
+                      else f"at step {report.armed_at_step} of {report.steps}")  # fmt: skip
         gradient = report.gradient_after_arming
         table.add_row("gradient 0 after arming", "–" if gradient is None else yes(gradient == 0),
                       number(gradient))  # fmt: skip
@@ -112,6 +113,8 @@ def verdict(report: Report) -> str:
     if report.reproduced is None:
         return "[bold]not confirmed[/] (nothing was trained)"
     how = settings(report)
+    if report.armed_at_step == 0:
+        how = f"by an earlier training; nothing was recorded {how}"
     if report.reproduced:
         return f"[bold green]reproduced[/] {how}"
     return f"[bold red]not reproduced[/] {how}"

@@ -22,6 +22,7 @@ from gdu_compile.optimizers import OptimizerSpec
 from gdu_compile.torch_backend import GraphModule, lower_to_torch, to_array
 
 logger = logging.getLogger(__name__)
+ARMED_BEFORE = "armed before the first step: nothing was recorded by this training"
 Progress = Callable[[int, int], None]
 Indices = npt.NDArray[np.int64]
 SMALLEST_NORMAL = 2.0**-126
@@ -162,6 +163,8 @@ def train(
             break
     if armed_at is None:
         warnings.append(run.unarmed_reason(lr))
+    elif armed_at == 0:
+        warnings.append(ARMED_BEFORE)
     elif (smallest := run.smallest_calibrator()) < SMALLEST_NORMAL:
         warnings.append(
             f"a calibrator is {smallest:.1e}, below the normal floats, so θ is not exact: lr·|κ| "

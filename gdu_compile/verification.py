@@ -21,6 +21,7 @@ from gdu_compile import runtime, specialize
 from gdu_compile.contracts import Bucket, Slot
 from gdu_compile.data import Dataset, fixed_batch
 from gdu_compile.digits import Array, Float64
+from gdu_compile.errors import UnsupportedError
 from gdu_compile.metadata import Extension
 from gdu_compile.number_formats import ulp_distance
 from gdu_compile.report import Control, ForwardCheck, TorchCheck, WeightRow, weight_row
@@ -64,6 +65,7 @@ class Verifier:
 
     Raises:
         InputError: onnxruntime cannot run the base on the data.
+        UnsupportedError: the logits do not have one row a sample.
     """
 
     def __init__(
@@ -77,7 +79,20 @@ class Verifier:
         self.batch = fixed_batch(extended.graph.inputs)
         self.oracle = specialize.oracle_in(extended)
         self.outputs = [str(value.name) for value in extended.graph.outputs]
+        self.samples = samples_run(data, self.batch)
         self.expected = self.run(base)
+        self.check_rows()
+
+    def check_rows(self) -> None:
+        """Raise UnsupportedError unless the logits have one row a sample: one label for each."""
+        name = self.facts.logits.name
+        rows = len(np.atleast_1d(self.expected["all"][name]))
+        if rows != self.samples:
+            raise UnsupportedError(
+                f"output {name!r} has {rows} rows for {self.samples} samples ({self.called}), so "
+                "there is no label for each; samples must lie along axis 0 of every input and of "
+                "the logits: export the model so, or name another output with --logits"
+            )
 
     def run(self, path: Path) -> Outputs:
         """All outputs of a model on the data, at every optimisation level."""
@@ -126,7 +141,7 @@ class Verifier:
         return ForwardCheck(
             bit_equal=all(same_bits(got[name], expected[name]) for name in self.outputs),
             max_abs_diff=max(max_abs_diff(got[name], expected[name]) for name in self.outputs),
-            samples=len(self.data),
+            samples=self.samples,
             optimization=level,
         )
 
@@ -161,6 +176,11 @@ class Verifier:
         else:
             return None
         return float(np.mean(right)) if right.size else None
+
+
+def samples_run(data: Dataset, batch: int | None) -> int:
+    """How many samples runtime.run takes: a fixed batch takes whole batches only."""
+    return len(data) - (len(data) % batch if batch else 0)
 
 
 def same_bits(a: Array, b: Array) -> bool:

@@ -200,6 +200,33 @@ def linked() -> None:
     Path("link.data").symlink_to("m.data")
 
 
+def beside_the_output() -> None:
+    """The base keeps w in the file that the output's tensors would go to."""
+    external("out.onnx.data")()
+    Path("m.data").rename("out.onnx.data")
+
+
+def random_function(proto: onnx.ModelProto) -> None:
+    """x goes through a model-local function that draws at random, in an unnamed node."""
+    proto.functions.append(parser.parse_function(
+        """<opset_import: ["": 18], domain: "own"> noisy (a) => (b)
+           { r = RandomNormalLike(a)  b = Add(a, r) }"""
+    ))  # fmt: skip
+    proto.opset_import.add(domain="own", version=1)
+    proto.graph.node.insert(0, helper.make_node("noisy", ["x"], ["x2"], domain="own"))
+    proto.graph.node[1].input[0] = "x2"
+
+
+def dumped(name: str) -> Change:
+    """The file lies where the graph after NormalizePass would be dumped."""
+
+    def change() -> None:
+        Path("dumps").mkdir()
+        shutil.move(name, "dumps/00-NormalizePass.onnx")
+
+    return change
+
+
 def moved() -> None:
     """The external data lies in the folder above."""
     external("../m.data")()
@@ -275,6 +302,15 @@ MODEL_FILE = [
     case("Dropout in training mode", model(body="d = Dropout(x, p, t) "
          "logits = Gemm<transB=1>(d, w, b)", more=", float p = {0.5}, bool t = {1}"), COMPILE,
          "Dropout in training mode", "evaluation mode"),
+    case("random operator in a function", edit("m.onnx", random_function), COMPILE,
+         "RandomNormalLike is random", "evaluation mode"),
+    case("Dropout in training mode at times", model(body="s = ReduceSum<keepdims=0>(x) "
+         "t = Cast<to=9>(s) d = Dropout(x, p, t) logits = Gemm<transB=1>(d, w, b)",
+         more=", float p = {0.5}"), COMPILE, "Dropout in training mode where 't' says so",
+         "evaluation mode"),
+    case("BatchNormalization in training mode", model(body="n, m, v = BatchNormalization"
+         "<training_mode=1>(x, s, s, s, s) logits = Gemm<transB=1>(n, w, b)",
+         more=", float[4] s = {1, 1, 1, 1}"), COMPILE, "BatchNormalization in training mode"),
     case("extended already", as_is, "e.gdu.onnx --weights w.npz --no-confirm -o out.onnx",
          "extended one already", "gdu-compile extract"),
 ]  # fmt: skip
@@ -331,7 +367,11 @@ DATA = [
     case("missing", as_is, f"{COMPILE} --data no.npz", "no.npz", "no such file"),
     case("cut short", cut("d.npz", 0.5), WITH_DATA, "d.npz", "cut short", "again"),
     case("no y", data(x=X), WITH_DATA, BAD, "no array 'y'", "integers [n]"),
-    case("no x", data(y=Y, images=X), WITH_DATA, BAD, "no array 'x'", "it holds y, images"),
+    case("no x", data(y=Y, images=X), WITH_DATA, BAD, "no array 'x' for the model's input",
+         "it holds y, images"),
+    case("neither name nor x", lambda: (model(inputs="float[N,4] image",
+         body="logits = Gemm<transB=1>(image, w, b)")(), data(y=Y, images=X)()), WITH_DATA, BAD,
+         "no array 'image' (or 'x') for the model's input"),
     case("nothing", data(), WITH_DATA, BAD, "no array 'x'", "no array 'y'"),
     case("wrong shape", data(x=X[:, :3], y=Y), WITH_DATA, BAD, "'x' has shape [5, 3]", "[N, 4]"),
     case("wrong rank", data(x=X[0], y=Y), WITH_DATA, BAD, "'x' has shape [4]", "[N, 4]"),
@@ -464,6 +504,33 @@ OUTPUTS = [
          "choose another -o"),
     case("the base as trained", rename("m.onnx", "m.trained.onnx"),
          "m.trained.onnx --weights w.npz --force -o m.onnx", "an input of this very run"),
+    case("its data exists", write("out.onnx.data", b"mine"), COMPILE, "out.onnx.data: exists",
+         "--force", "another -o"),
+    case("the trained one's data exists", write("out.trained.onnx.data", b"mine"), CONFIRM,
+         "out.trained.onnx.data: exists", "--force"),
+    case("the base's data", external("m.data"), "m.onnx --weights w.npz --force -o m.data",
+         "m.data: is an input of this very run"),
+    case("the base's data, by its data", beside_the_output, f"{COMPILE} --force",
+         "out.onnx.data: is an input of this very run"),
+    case("train: its input", as_is, "train e.gdu.onnx -o e.gdu.onnx --force",
+         "e.gdu.onnx: is an input of this very run", "choose another -o"),
+    case("train: the data", as_is, "train e.gdu.onnx --data d.npz -o ./d.npz --force",
+         "d.npz: is an input of this very run"),
+    case("apply: its input", as_is, f"{APPLY} --force".replace("out.onnx", "e.gdu.onnx"),
+         "e.gdu.onnx: is an input of this very run"),
+    case("apply: θ", as_is, f"{APPLY} --force".replace("out.onnx", "t.safetensors"),
+         "t.safetensors: is an input of this very run"),
+    case("extract: its input", as_is, "extract e.gdu.trained.onnx -o e.gdu.trained.onnx --force",
+         "e.gdu.trained.onnx: is an input of this very run"),
+    case("dump exists", dumped("e.gdu.onnx"), f"{COMPILE} --dump-dir dumps",
+         "dumps/00-NormalizePass.onnx: exists", "--force"),
+    case("dump over the base", dumped("m.onnx"), "dumps/00-NormalizePass.onnx --weights w.npz "
+         "--force -o out.onnx --dump-dir dumps", "an input of this very run"),
+    case("dump over the output", as_is, f"{COMPILE} --dump-dir dumps".replace("out.onnx",
+         "dumps/01-LocateLogitsPass.onnx"), "01-LocateLogitsPass.onnx: would be written twice"),
+    *(case(f"-o {name!r}, {command.split()[0]}", as_is, f"{command} --force".replace("out.onnx",
+         repr(name)), "-o", "names no file") for name in ("", ".", "new/..")
+      for command in (CONFIRM, TRAIN, APPLY, EXTRACT)),
     case("a folder", folder_instead("out.onnx"), COMPILE, "out.onnx", "is a folder", "name a file"),
     case("below a file", as_is, f"{CONFIRM}/below.onnx".replace("out.onnx", "w.npz"),
          "w.npz/below.onnx", "w.npz is a file", "choose another -o"),
@@ -552,7 +619,21 @@ def slots(*first: object) -> Change:
     return metadata("gdu.buckets", json.dumps({THETA: [[*first], SLOTS[1]]}))
 
 
+def crosswise() -> None:
+    """e.onnx: an extended model whose samples lie along axis 1 of its input."""
+    model(inputs="float[4,N] x", body="t = Transpose<perm=[1,0]>(x) "
+          "logits = Gemm<transB=1>(t, w, b)")()  # fmt: skip
+    gdu_compile.compile("m.onnx", "w.npz", confirm=False, output="e.onnx")
+
+
 WHOLE_RUN = [
+    case("samples along axis 1", crosswise, CONFIRM, "'logits' has 8 rows for 4 samples", "m.onnx",
+         "along axis 0"),
+    case("samples along axis 1, train", crosswise, "train e.onnx -o out.onnx",
+         "'logits' has 8 rows for 4 samples", "e.onnx", "along axis 0"),
+    case("another batch than the input's", model(body="logits = Gemm<transB=1>(k, w, b)",
+         outputs="float[2,3] logits", more=", float[2,4] k = {1,2,3,4,5,6,7,8}"), CONFIRM,
+         "'logits' has 2 rows for 256 samples"),
     case("a dynamic size that does not fit", model(inputs="float[N,F] x"), CONFIRM, "m.onnx",
          "--data"),
     case("data that do not fit", lambda: (model(inputs="float[N,F] x")(),
@@ -669,6 +750,7 @@ def test_fixed_batch_is_taken(here: Path, capsys: pytest.CaptureFixture[str]) ->
     assert cli.run(f"{CONFIRM} --data d.npz --json".split()) == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["batch_size"] == 3 and answer["reproduced"] is True
+    assert answer["data"]["samples"] == 5 and answer["forward"]["samples"] == 3
     assert answer["warnings"] == ["batches of 3: the model's batch is fixed"]
 
 

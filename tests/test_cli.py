@@ -89,6 +89,39 @@ def test_default_names_lie_in_the_current_folder(
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("rate", ["0.1", "0"])
+def test_training_an_armed_file_claims_nothing(
+    rate: str, small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The bits are right, but this run has recorded nothing: said in the table and in the JSON."""
+    extended, trained = str(tmp_path / "e.onnx"), str(tmp_path / "e.trained.onnx")
+    assert run([*small, "-o", extended]) == 0
+    capsys.readouterr()
+    said = "armed before the first step: nothing was recorded by this training"
+    again = ["train", trained, "-o", str(tmp_path / "again.onnx"), "--lr", rate, "--force"]
+    assert run(again) == 0
+    shown = capsys.readouterr().out
+    assert said in shown and "before the first step" in shown
+    assert "reproduced by an earlier training; nothing was recorded by SGD()" in shown
+    assert "reproduced by SGD()" not in shown
+    code, result = call_json(capsys, *again)
+    assert code == 0 and result["armed_at_step"] == 0 and result["warnings"] == [said]
+    # The control: a file that is not armed claims its own run.
+    assert run(["train", extended, "-o", str(tmp_path / "first.onnx")]) == 0
+    shown = capsys.readouterr().out
+    assert said not in shown and "reproduced by SGD()" in shown
+
+
+def test_exit_codes_are_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    """All five, and in the README."""
+    assert run(["--help"]) == 0
+    shown = capsys.readouterr().out
+    readme = (MODELS.parent / "README.md").read_text()
+    for code in ("0 reproduced", "1 not", "2 bad input", "3 internal error", "130 interrupted"):
+        assert code in " ".join(shown.split())
+        assert f"| {code.split()[0]} | {code.split()[1]}" in readme
+
+
 def test_not_reproduced_is_exit_1(
     small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -116,6 +149,15 @@ def test_no_confirm_and_dry_run_and_stop_after(
     )
     assert code == 0 and [p["name"] for p in result["passes"]][-1] == "InsertRecorderPass"
     assert sorted(p.name for p in work.iterdir()) == ["e.onnx", "s.onnx"]
+    # What was written is no extended model, and is not called one.
+    assert result["files"]["extended"] is None
+    assert result["warnings"] == [
+        f"{work / 's.onnx'} is the graph after InsertRecorderPass: no extended model yet"
+    ]
+    code, result = call_json(
+        capsys, *small, "-o", str(work / "l.onnx"), "--stop-after", "CheckExtensionPass"
+    )
+    assert result["files"]["extended"] == str(work / "l.onnx") and result["warnings"] == []
 
 
 def test_dump_dir_holds_a_graph_after_each_pass(small: list[str], tmp_path: Path) -> None:
