@@ -180,7 +180,8 @@ class Verifier:
 
 def samples_run(data: Dataset, batch: int | None) -> int:
     """How many samples runtime.run takes: a fixed batch takes whole batches only."""
-    return len(data) - (len(data) % batch if batch else 0)
+    samples = min((len(array) for array in data.inputs.values()), default=len(data))
+    return samples - (samples % batch if batch else 0)
 
 
 def same_bits(a: Array, b: Array) -> bool:
