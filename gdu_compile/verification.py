@@ -85,7 +85,7 @@ class Verifier:
 
     def check_rows(self) -> None:
         """Raise UnsupportedError unless the logits have one row a sample: one label for each."""
-        name = self.facts.logits.name
+        name = self.facts.logits.output
         rows = len(np.atleast_1d(self.expected["all"][name]))
         if rows != self.samples:
             raise UnsupportedError(
