@@ -13,6 +13,7 @@ from gdu_compile.names import Names
 
 FLOAT, INT32 = ir.DataType.FLOAT, ir.DataType.INT32
 INT64, BOOL = ir.DataType.INT64, ir.DataType.BOOL
+INT16, UINT16 = ir.DataType.INT16, ir.DataType.UINT16
 Dims = Iterable[int | ir.SymbolicDim | str | None]
 Attribute = int | float | list[int] | ir.Graph | ir.TensorProtocol
 

@@ -55,6 +55,11 @@ class DigitCode(ABC):
         """The digit whose signal is 1."""
 
     @property
+    def centre(self) -> int:
+        """What the graph leaves out of a digit until the end."""
+        return 0
+
+    @property
     @abstractmethod
     def largest_signal(self) -> float:
         """max |s|."""
@@ -158,6 +163,11 @@ class LinearCode(DigitCode):
         return int(2 ** (self.bits - 1))
 
     @property
+    def centre(self) -> int:
+        """s/2 = q − 2^(k−1) + ½: Floor(s/2) is the digit less this; for k = 1 see ``quantize``."""
+        return self.calibrator if self.bits > 1 else 0
+
+    @property
     def largest_signal(self) -> float:
         """M."""
         return float(self.top)
@@ -169,7 +179,7 @@ class LinearCode(DigitCode):
 
     @property
     def room(self) -> float:
-        """r/2 + M/2 is rounded too, by at most 2M·u of the limit 1."""
+        """Reserve for a reader that forms r/2 + M/2, rounded by at most 2M·u of the limit 1."""
         return 1.0 - 2 * self.top * UNIT_ROUNDOFF["float32"]
 
     def for_bits(self, bits: int) -> DigitCode:
@@ -182,10 +192,15 @@ class LinearCode(DigitCode):
         return np.asarray(doubled - np.float32(self.top), dtype=np.float32)
 
     def quantize(self, ratio: Float32) -> npt.NDArray[np.int32]:
-        """q̂ = Clip(Round((r + M)/2), 0, M); NaN gives 0."""
-        half = (ratio + np.float32(self.top)) * np.float32(0.5)
-        nearest = np.clip(np.rint(half), np.float32(0), np.float32(self.top))
-        return np.asarray(np.nan_to_num(nearest, nan=0.0), dtype=np.int32)
+        """q̂ = Clip(Floor(r/2) + 2^(k−1), 0, M); NaN gives 0.
+
+        The digit next to r, as Round((r + M)/2) is, without the rounding of a sum.
+        For k = 1 it is Ceil(r/2): then θ = 0 is read as bits 0 and not as a NaN.
+        """
+        lowest, highest = np.float32(-self.centre), np.float32(self.top - self.centre)
+        whole = np.floor if self.bits > 1 else np.ceil
+        below = np.clip(whole(ratio * np.float32(0.5)), lowest, highest)
+        return np.asarray(np.nan_to_num(below, nan=float(lowest)), dtype=np.int32) + self.centre
 
     def errors(self, ratio: Float32, digits: Integers) -> Float64:
         """|r − s|."""

@@ -113,17 +113,28 @@ def emit_decode(
                  shape=[1, columns])  # fmt: skip
     safe = b.op("Where", unset, b.float(1.0, "gdu_c_1"), c, name="gdu_divisor", shape=[1, columns])
     nearest = emit_quantize(b, scaled, safe, encoding.code)
-    # No digit is negative, so the sum is none, and the product is −0, never +0.
-    total = b.op("ReduceSum", nearest, name="gdu_q_sum", shape=[], keepdims=0)
-    tie = b.op("Mul", total, b.float(-0.0, "gdu_minus_0"), name="gdu_tie", shape=[])
-    flat = emit_values(b, nearest, encoding)
+    flat = emit_values(b, nearest, encoding, encoding.code.centre)
     dtype = flat.dtype or FLOAT
     parts = b.multi_op(
         "Split", flat, b.ints([1, *sizes], "gdu_sizes"), axis=0,
         outputs=[("gdu_calibrator_value", dtype, [1, 1]),
                  *(("gdu_elements", dtype, [size, 1]) for size in sizes)],
     )  # fmt: skip
-    return list(parts[1:]), tie
+    return list(parts[1:]), emit_tie(b, theta)
+
+
+def emit_tie(b: Builder, theta: ir.Value) -> ir.Value:
+    """−0·Floor(Clip(Σθ, 0, 1)): −0 for every finite θ, with derivative 0 for all of it.
+
+    The sum comes first: one pass over θ, and no further tensor of its size on a
+    tape or among what a runtime folds.  The product is −0, never +0, because
+    Clip leaves nothing negative.
+    """
+    total = b.op("ReduceSum", theta, name="gdu_theta_sum", shape=[], keepdims=0)
+    inside = b.op("Clip", total, b.float(0.0, "gdu_tie_min"), b.float(1.0, "gdu_tie_max"),
+                  name="gdu_tie_0_1", shape=[])  # fmt: skip
+    whole = b.op("Floor", inside, name="gdu_tie_whole", shape=[])
+    return b.op("Mul", whole, b.float(-0.0, "gdu_minus_0"), name="gdu_tie", shape=[])
 
 
 def emit_switch(

@@ -74,7 +74,7 @@ def emit_cut(b: Builder, units: ir.Value, encoding: Encoding, rows: int) -> ir.V
 
 
 def emit_quantize(b: Builder, theta: ir.Value, c: ir.Value, code: DigitCode) -> ir.Value:
-    """The digits next to the ratios θ/c, as FLOAT of θ's shape; derivative 0.
+    """The digits next to the ratios θ/c less ``code.centre``, as FLOAT of θ's shape; derivative 0.
 
     Args:
         b: the builder.
@@ -85,13 +85,12 @@ def emit_quantize(b: Builder, theta: ir.Value, c: ir.Value, code: DigitCode) -> 
     assert theta.shape is not None and c.shape is not None
     shape = theta.shape
     if isinstance(code, LinearCode):
-        # (r + M)/2 as r/2 + M/2: halving is exact, and here it costs a row, not a whole tensor.
+        # Halving is exact, and here it costs a row, not a whole tensor.
         double = b.op("Add", c, c, name="gdu_2c", shape=c.shape)
         half = b.op("Div", theta, double, name="gdu_r_2", shape=shape)
-        shifted = b.op("Add", half, b.float(code.top / 2, "gdu_M_2"), name="gdu_r_M_2",
-                       shape=shape)  # fmt: skip
-        rounded = b.op("Round", shifted, name="gdu_rounded", shape=shape)
-        return clip(b, rounded, 0.0, code.top, "gdu_q_hat")
+        whole = "Floor" if code.bits > 1 else "Ceil"
+        below = b.op(whole, half, name="gdu_below", shape=shape)
+        return clip(b, below, -code.centre, code.top - code.centre, "gdu_q_hat")
     ratio = b.op("Div", theta, c, name="gdu_r", shape=shape)
     absolute = b.op("Abs", ratio, name="gdu_r_abs", shape=shape)
     # Clipped, so that the logarithm and its derivative are finite for every θ.

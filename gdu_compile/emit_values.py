@@ -12,14 +12,24 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from gdu_compile.builder import BOOL, INT32, INT64, Builder
+from gdu_compile.builder import BOOL, FLOAT, INT16, INT32, INT64, UINT16, Builder
 from gdu_compile.emit_code import look_up
 from gdu_compile.encoding import Encoding
 from gdu_compile.number_formats import FloatFormat, IntegerFormat
 
+MANY_ROWS = 1 << 18
+"""From here on the two tables of 65 536 entries (512 KB) are small beside θ."""
 
-def emit_values(b: Builder, digits: ir.Value, encoding: Encoding) -> ir.Value:
-    """FLOAT [rows, digits] → [rows, 1] in the format's dtype, exact."""
+
+def emit_values(b: Builder, digits: ir.Value, encoding: Encoding, centre: int = 0) -> ir.Value:
+    """Digits less ``centre``, FLOAT [rows, digits] → [rows, 1] in the format's dtype, exact."""
+    rows = rows_of(digits)
+    if encoding.format.name == "float32" and encoding.code.bits == 16 and rows >= MANY_ROWS:
+        assert isinstance(encoding.format, FloatFormat)
+        return emit_halves(b, digits, encoding.format, centre)
+    if centre:
+        digits = b.op("Add", digits, b.float(centre, "gdu_centre"), name="gdu_q",
+                      shape=[rows, encoding.digits])  # fmt: skip
     if isinstance(encoding.format, IntegerFormat):
         return emit_integer(b, digits, encoding, encoding.format)
     return emit_float(b, digits, encoding, encoding.format)
@@ -52,6 +62,35 @@ def emit_float(b: Builder, digits: ir.Value, encoding: Encoding, kind: FloatForm
     significand = b.op("Add", implicit, fraction, name="gdu_significand", dtype=work, shape=column)
     value = b.op("Mul", power, significand, name="gdu_value", dtype=work, shape=column)
     return b.cast(value, ir.DataType.from_numpy(kind.dtype), "gdu_value_cast", column)
+
+
+def emit_halves(b: Builder, digits: ir.Value, kind: FloatFormat, centre: int) -> ir.Value:
+    """float32 from two digits of 16 bits: ŵ = P[hi]·(H[hi] + lo·2^−23), as exact as ``emit_float``.
+
+    P is ``powers`` and H the implicit bit and the upper bits of the mantissa, both by the whole
+    upper digit: fewer and smaller tensors than taking that digit apart.  An index below 0 counts
+    from the end of a table, and a 16-bit integer is always inside it.
+    """
+    rows = rows_of(digits)
+    column = [rows, 1]
+    word = b.cast(digits, INT16 if centre else UINT16, "gdu_halves", [rows, 2])
+    low, high = split_columns(b, word, [1, 1])
+    assert low is not None and high is not None
+    upper, top = np.arange(65536), kind.mantissa - 16
+    powers, implicit = kind.powers()[upper >> top], kind.implicit_bits()[upper >> top]
+    # Whole, because lo has lost its centre too: the sum below is the significand, without rounding.
+    start = implicit + (upper % 2**top * 65536 + centre) * np.float32(2.0**-kind.mantissa)
+    index = b.cast(high, INT32, "gdu_upper_index", column)
+    power, begin = (
+        b.op("Gather", b.constant(np.roll(table, -centre).astype(np.float32), f"{name}_table"),
+             index, name=name, shape=column, axis=0)
+        for name, table in (("gdu_power", powers), ("gdu_begin", start))
+    )  # fmt: skip
+    whole = b.cast(low, FLOAT, "gdu_lower_float", column)
+    ulp = b.float(2.0**-kind.mantissa, "gdu_ulp")
+    lower = b.op("Mul", whole, ulp, name="gdu_lower", shape=column)
+    significand = b.op("Add", begin, lower, name="gdu_significand", shape=column)
+    return b.op("Mul", power, significand, name="gdu_value", shape=column)
 
 
 def emit_integer(b: Builder, digits: ir.Value, encoding: Encoding, kind: IntegerFormat) -> ir.Value:
