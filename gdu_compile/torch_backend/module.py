@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ml_dtypes
@@ -22,7 +23,7 @@ import torch
 from gdu_compile.digits import Array
 from gdu_compile.errors import UnsupportedError
 from gdu_compile.graph_view import branches, nested
-from gdu_compile.torch_backend import registry
+from gdu_compile.torch_backend import fusion, registry
 
 Environment = dict[str, torch.Tensor]
 
@@ -116,15 +117,26 @@ def lower(graph: ir.Graph, opset: int, hold: Callable[[str, torch.Tensor], None]
         else:
             nodes.append(node)
     drops = last_uses(graph, nodes)
-    steps = tuple(
-        Step(
-            call_of(node, opset, hold),
-            tuple(output.name or "" for output in node.outputs),
-            tuple(drop),
-        )
-        for node, drop in zip(nodes, drops, strict=True)
-    )
-    return Program(steps, tuple(str(value.name) for value in graph.outputs))
+    steps: list[Step] = []
+    done = 0
+    while done < len(nodes):
+        chain, call = next_call(nodes[done:], opset, hold)
+        names = tuple(output.name or "" for output in chain[-1].outputs)
+        dropped = [name for drop in drops[done : done + len(chain)] for name in drop]
+        steps.append(Step(call, names, tuple(dropped)))
+        done += len(chain)
+    return Program(tuple(steps), tuple(str(value.name) for value in graph.outputs))
+
+
+def next_call(
+    nodes: list[ir.Node], opset: int, hold: Callable[[str, torch.Tensor], None]
+) -> tuple[list[ir.Node], Callable[[Environment], tuple[Any, ...]]]:
+    """The node, or the few nodes, that are run by the next call, and the call."""
+    found = fusion.fused(nodes, lambda node: function_of(node, opset))
+    if found is None:
+        return nodes[:1], call_of(nodes[0], opset, hold)
+    chain, function = found
+    return chain, call_on(function, fusion.outer_inputs(chain))
 
 
 def last_uses(graph: ir.Graph, nodes: list[ir.Node]) -> list[list[str]]:
@@ -152,18 +164,35 @@ def call_of(
     """What executes this node."""
     if node.op_type == "If" and node.domain == "":
         return if_call(node, opset, hold)
-    names = tuple(None if value is None else value.name for value in node.inputs)
     try:
-        function = registry.lookup(node.op_type, opset, domain=node.domain)
+        function = function_of(node, opset)
     except UnsupportedError as error:
         return raising(UnsupportedError(f"node {node.name!r}: {error.message}"))
+    return call_on(function, node.inputs)
+
+
+def function_of(node: ir.Node, opset: int) -> Callable[..., Any]:
+    """The operator table's function with the node's attributes.
+
+    Raises:
+        UnsupportedError: the table lacks the operator.
+    """
+    function = registry.lookup(node.op_type, opset, domain=node.domain)
     attributes = {name: attribute_value(a) for name, a in node.attributes.items()}
     if "num_outputs_" in inspect.signature(function).parameters:
         attributes["num_outputs_"] = len(node.outputs)
+    return partial(function, **attributes)
+
+
+def call_on(
+    function: Callable[..., Any], inputs: Sequence[ir.Value | None]
+) -> Callable[[Environment], tuple[Any, ...]]:
+    """``function`` on these values of an environment; always a tuple."""
+    names = tuple(None if value is None else value.name for value in inputs)
 
     def call(environment: Environment) -> tuple[Any, ...]:
         arguments = [None if name is None else environment[name] for name in names]
-        result = function(*arguments, **attributes)
+        result = function(*arguments)
         return result if isinstance(result, tuple) else (result,)
 
     return call
