@@ -11,6 +11,7 @@ import ast
 import json
 import math
 import mmap
+import os
 import struct
 import sys
 import zipfile
@@ -19,6 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import ml_dtypes
 import numpy as np
@@ -251,9 +253,22 @@ def member_start(path: Path, info: zipfile.ZipInfo) -> int:
 
 
 def mapped(path: Path) -> mmap.mmap:
-    """The file, memory-mapped read-only; it lives as long as a view of it does."""
+    """The file, memory-mapped read-only; it lives as long as a view of it does.
+
+    Its views share one map: each of their own counts the pages around it again
+    (2000 small weights: 218 MB for a file of 0.8 MB).
+    """
     with path.open("rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        facts = os.fstat(file.fileno())
+        key = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)
+        view = MAPS.get(key)
+        if view is None:
+            view = MAPS[key] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return view
+
+
+MAPS: WeakValueDictionary[tuple[int, ...], mmap.mmap] = WeakValueDictionary()
+"""Files that are mapped now: (device, inode, size, time of change) → map."""
 
 
 def safetensors_headers(path: Path) -> tuple[Headers, list[str]]:

@@ -90,10 +90,10 @@ class DigitCode(ABC):
 
         An unarmed column (c = 0) is divided by 1, as in the graph.
         """
-        scaled = theta.astype(np.float32) * np.float32(1.0 / gain)
-        calibrator = scaled[:1]  # 1 x digits
-        safe = np.where(calibrator == 0, np.float32(1), calibrator)
         with np.errstate(all="ignore"):
+            scaled = theta.astype(np.float32) * np.float32(1.0 / gain)
+            calibrator = scaled[:1]  # 1 x digits
+            safe = np.where(calibrator == 0, np.float32(1), calibrator)
             return np.asarray(scaled[1:] / safe, dtype=np.float32)
 
     def digit_error(self, ratio: Float32, digits: Integers) -> float:

@@ -13,15 +13,18 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from gdu_compile.arrays import mapped
+from gdu_compile import streaming
 from gdu_compile.errors import InputError, UnsupportedError
 from gdu_compile.files import check_input
 
 OPSET = 18
 """Our nodes are written for this opset and newer ones."""
 
-# Above this, tensors go to NAME.data: protobuf ends at 2 GB, and one message is one copy in memory.
+# Above this, tensors go to NAME.data: protobuf ends at 2 GB.
 EXTERNAL_BYTES = 1 << 30
+
+# Above this, tensors of a temporary file do: onnxruntime maps them then, and reads no message.
+TEMPORARY_BYTES = 16 << 20
 
 
 def load(path: str | PathLike[str]) -> ir.Model:
@@ -63,6 +66,17 @@ def check_standard(model: ir.Model, path: Path) -> None:
             "onnx.checker.check_model accepts it",
             [line for line in str(error).splitlines() if line.strip()][:4],
         ) from error
+
+
+def holds(path: Path, text: bytes, block: int = 1 << 20) -> bool:
+    """Whether the bytes are somewhere in the file; it is read block by block."""
+    with path.open("rb") as file:
+        end = b""
+        while read := file.read(block):
+            if text in end + read:
+                return True
+            end = read[-len(text) :]
+    return False
 
 
 def check_declared(model: ir.Model, path: Path) -> None:
@@ -126,7 +140,7 @@ def external_files(model: ir.Model) -> set[Path]:
 def keeps_tensors_in(path: Path, data: Path) -> bool:
     """Whether the model file points to ``data``; a file that does not name it is not parsed."""
     try:
-        if mapped(path).find(data.name.encode()) < 0:
+        if not holds(path, data.name.encode()):
             return False
         return data.resolve() in external_files(ir.load(path))
     except Exception:  # what cannot be read as a model points nowhere
@@ -205,19 +219,27 @@ def file_bytes(path: Path, model: ir.Model | None = None) -> int:
     return sum(file.stat().st_size for file in (path, *files))
 
 
-def write(model: ir.Model, path: Path) -> None:
-    """Write in place (for temporary files); tensors go to PATH.data above EXTERNAL_BYTES."""
-    external = data_of(path).name if tensor_bytes(model) > EXTERNAL_BYTES else None
-    if external is None:
-        internal(model)
-    ir.save(model, path, external_data=external)
+def write(model: ir.Model, path: Path, *, limit: int | None = None) -> bool:
+    """Write in place (for temporary files); returns whether tensors went to PATH.data.
+
+    Args:
+        model: the model.
+        path: the file.
+        limit: bytes of tensors above which they go there; None for EXTERNAL_BYTES.
+    """
+    if tensor_bytes(model) > (EXTERNAL_BYTES if limit is None else limit):
+        ir.save(model, path, external_data=data_of(path).name)
+        return True
+    internal(model)
+    streaming.write(model, path)
+    return False
 
 
 def internal(model: ir.Model) -> None:
-    """External tensors become references to memory-mapped bytes, to be written inline."""
+    """External tensors of branches become mapped bytes, to be written inline."""
     for graph in model.graphs():
         for value in graph.initializers.values():
-            if isinstance(value.const_value, ir.ExternalTensor):
+            if graph is not model.graph and isinstance(value.const_value, ir.ExternalTensor):
                 value.const_value = ir.Tensor(value.const_value.numpy(), name=value.name)
 
 
@@ -231,8 +253,10 @@ def save(model: ir.Model, path: str | PathLike[str], *, force: bool = False) -> 
     check_output(path, force=force)
     with staging(path) as folder:
         staged = folder / path.name
-        write(model, staged)
-        onnx.checker.check_model(str(staged))
+        if write(model, staged):
+            onnx.checker.check_model(str(staged))
+        else:
+            streaming.check(model)  # by its path the checker would load the whole file
         return place(folder, path, force=force)
 
 

@@ -39,7 +39,7 @@ def on_disk(model: ir.Model) -> Iterator[Path]:
     """The model as a temporary file."""
     with tempfile.TemporaryDirectory(prefix="gdu-") as folder:
         path = Path(folder) / "model.onnx"
-        model_io.write(model, path)
+        model_io.write(model, path, limit=min(model_io.TEMPORARY_BYTES, model_io.EXTERNAL_BYTES))
         yield path
 
 
