@@ -30,6 +30,12 @@ def filled(extended: ir.Model, theta: Mapping[str, Array]) -> ir.Model:
     return model
 
 
+def fill(part: ir.Model, theta: Mapping[str, Array]) -> None:
+    """θ into a copy of an extended model, or into the ``decoder`` of one, in place."""
+    for name, array in theta.items():
+        part.graph.initializers[name].const_value = ir.Tensor(array, name=name)
+
+
 def untrained_theta(facts: Extension) -> dict[str, Array]:
     """θ as compile() writes it: zeros."""
     dtype = numpy_dtype(facts.theta_dtype)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import onnx
@@ -29,45 +30,56 @@ SMALL = 1 << 16
 
 def write(model: ir.Model, path: Path) -> None:
     """Write the model into one file; less than 2 GB, external tensors become internal."""
-    tensors = [value.const_value for value in model.graph.initializers.values()
-               if value.const_value is not None]  # fmt: skip
+    tensors = {name: value.const_value for name, value in model.graph.initializers.items()
+               if value.const_value is not None}  # fmt: skip
     proto = without_initializers(model)
     graph = proto.graph.SerializeToString(deterministic=True)
     proto.ClearField("graph")
-    messages = [message(tensor) for tensor in tensors]
+    messages = [message(name, tensor) for name, tensor in tensors.items()]
     sizes = [len(head) + len(start) + length for head, start, length in messages]
     starts = [header(INITIALIZER, size) for size in sizes]
     with path.open("wb") as file:
         file.write(proto.SerializeToString(deterministic=True))
         file.write(header(GRAPH, len(graph) + sum(map(len, starts)) + sum(sizes)))
         file.write(graph)
-        for tensor, before, (head, start, length) in zip(tensors, starts, messages, strict=True):
+        for name, before, (head, start, length) in zip(tensors, starts, messages, strict=True):
             file.write(before + head + start)
             if length:
-                end = file.tell() + length
-                if hasattr(tensor, "tofile"):  # onnx_ir's own tensors: without a copy
-                    tensor.tofile(file)
-                else:
-                    file.write(tensor.tobytes())
-                if file.tell() != end:
-                    raise RuntimeError(f"tensor {tensor.name!r} is not of {length} bytes")
+                write_bytes(name, tensors[name], file, length)
 
 
-def message(tensor: ir.TensorProtocol) -> tuple[bytes, bytes, int]:
+def write_bytes(name: str, tensor: ir.TensorProtocol, file: BinaryIO, length: int) -> None:
+    """The contents of a tensor, which must be as long as was said ahead of them."""
+    begin = file.tell()
+    if hasattr(tensor, "tofile"):  # onnx_ir's own tensors: without a copy
+        tensor.tofile(file)
+    else:
+        file.write(tensor.tobytes())
+    if file.tell() != begin + length:
+        raise RuntimeError(f"tensor {name!r} is not of {length} bytes")
+
+
+def message(name: str, tensor: ir.TensorProtocol) -> tuple[bytes, bytes, int]:
     """A TensorProto as what goes before its bytes, their header, and their number."""
     if tensor.nbytes <= SMALL or tensor.dtype == ir.DataType.STRING:
-        return ir.to_proto(inside(tensor)).SerializeToString(deterministic=True), b"", 0
-    head = onnx.TensorProto(name=tensor.name, data_type=tensor.dtype.value,
+        return small(name, tensor).SerializeToString(deterministic=True), b"", 0
+    head = onnx.TensorProto(name=name, data_type=tensor.dtype.value,
                             dims=tensor.shape.numpy())  # fmt: skip
     return (head.SerializeToString(deterministic=True), header(RAW_DATA, tensor.nbytes),
             tensor.nbytes)  # fmt: skip
 
 
-def inside(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-    """An external tensor as one whose bytes go into the message."""
-    if isinstance(tensor, ir.ExternalTensor):
-        return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
-    return tensor
+def small(name: str, tensor: ir.TensorProtocol) -> onnx.TensorProto:
+    """A TensorProto with its bytes, also those of an external tensor.
+
+    ``ir.to_proto`` asks a tensor which of its protocols it fits: 0.2 ms each.
+    """
+    if tensor.dtype == ir.DataType.STRING:
+        proto: onnx.TensorProto = ir.to_proto(tensor)
+        proto.name = name
+        return proto
+    return onnx.TensorProto(name=name, data_type=tensor.dtype.value,
+                            dims=tensor.shape.numpy(), raw_data=tensor.tobytes())  # fmt: skip
 
 
 def header(field: int, length: int) -> bytes:
@@ -124,7 +136,7 @@ def check(model: ir.Model) -> None:
         if tensor is None or name in given:
             continue
         if tensor.nbytes <= SMALL or tensor.dtype == ir.DataType.STRING:
-            proto.graph.initializer.append(ir.to_proto(inside(tensor)))
+            proto.graph.initializer.append(small(name, tensor))
         else:
             proto.graph.input.append(onnx.helper.make_tensor_value_info(
                 name, tensor.dtype.value, list(tensor.shape.numpy())

@@ -29,7 +29,7 @@ from gdu_compile.optimizers import OptimizerSpec
 from gdu_compile.options import DataOptions, TrainOptions, VerifyOptions, WriteOptions
 from gdu_compile.passes.check import CheckExtensionPass
 from gdu_compile.progress import training_progress
-from gdu_compile.report import Control, Report
+from gdu_compile.report import Report
 from gdu_compile.trained import TrainedLike, load_theta
 from gdu_compile.verification import Verifier
 
@@ -360,9 +360,7 @@ def confirm(
     if retrain is not None:
         fresh = specialize.filled(verifier.extended, specialize.untrained_theta(verifier.facts))
         still = run_training(fresh, retrain, None, lr=0.0).theta
-        report.negative_controls.append(
-            Control("learning rate 0", verifier.check(still).reproduced)
-        )
+        report.negative_controls.append(verifier.control("learning rate 0", still))
     if verifier.data.kind == "file":
         report.accuracy = verifier.accuracy(verdict)
     if not all(np.isfinite(array).all() for array in theta.values()):
@@ -383,9 +381,11 @@ def compare_with_torch(
     from gdu_compile.verification import torch_agrees
 
     logits, device = verifier.facts.logits.output, report.device or "cpu"
-    trained = specialize.filled(verifier.extended, theta)
+    specialize.fill(verifier.trained, theta)
     try:
-        report.torch = torch_agrees(trained, logits, verifier.data, outputs[logits], device)
+        report.torch = torch_agrees(
+            verifier.trained, logits, verifier.data, outputs[logits], device
+        )
     except UnsupportedError as error:
         report.warnings.append(f"not compared with torch: {error.message}")
         return

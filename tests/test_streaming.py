@@ -66,6 +66,16 @@ def test_every_kind_of_tensor(tmp_path: Path) -> None:
     assert all(model.graph.initializers[k].const_value is t for k, t in tensors.items())
 
 
+def test_an_initializer_is_called_as_its_value(tmp_path: Path) -> None:
+    """What a tensor in memory is called makes no difference."""
+    model = with_tensors({"a": ir.tensor(np.ones(3)), "b": ir.tensor(np.ones(BIG))})
+    for value in model.graph.initializers.values():
+        assert value.const_value is not None
+        value.const_value.name = "other"
+    streaming.write(model, tmp_path / "m.onnx")
+    assert [t.name for t in onnx.load(tmp_path / "m.onnx").graph.initializer] == ["a", "b"]
+
+
 def test_external_tensors_come_inside(tmp_path: Path) -> None:
     """A model beside its data becomes one file."""
     array = np.arange(BIG, dtype=np.float32)
