@@ -17,6 +17,8 @@ def test_record_benchmark_quick() -> None:
     )  # fmt: skip
     result = json.loads(done.stdout)
     (model,) = result["models"]
+    assert (model["model"], model["digits"]) == ("digits_mlp", "linear16")
+    assert {"aten::dot", "aten::copy_"} <= {entry["operator"] for entry in model["step"]}
     rows = {row["quantity"]: row for row in model["rows"]}
     assert rows["trainable parameters θ"]["extension"] == 2 * (6570 + 1)
     assert rows["operators after optimisation, trained"]["ratio"] == 1
