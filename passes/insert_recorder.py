@@ -27,7 +27,7 @@ from gdu_compile.emit import (
     emit_q,
     emit_recorder,
 )  # fmt: skip
-from gdu_compile.emit_code import emit_signal
+from gdu_compile.emit_code import emit_signal, emit_zero
 from gdu_compile.encoding import encoding_of
 from gdu_compile.errors import InputError
 from gdu_compile.logits import recorder_start, value_at
@@ -97,8 +97,10 @@ class InsertRecorderPass(GduPass):
         model.graph.insert_before(first, b.nodes)
 
         b = Builder(names, type(self).__name__)
+        shape = emit_shape(b, model.graph, site)
+        zero = emit_zero(b, shape)
         q = [
-            emit_q(b, theta, emit_signal(b, signal, bucket.encoding(code), bucket.rows))
+            emit_q(b, theta, emit_signal(b, signal, bucket.encoding(code), bucket.rows, zero))
             for bucket, theta, signal in zip(state.buckets, thetas, signals, strict=True)
         ]
         below = None
@@ -107,7 +109,7 @@ class InsertRecorderPass(GduPass):
         state.start = recorder_start(site, self.batch_limit, below=below, loss=self.loss)
         state.recorded_logits = emit_recorder(
             b, q, start=state.start, gain=self.gain, classes=site.classes,
-            axis=site.axis, rank=len(site.dims), shape=emit_shape(b, model.graph, site),
+            axis=site.axis, rank=len(site.dims), shape=shape,
         )  # fmt: skip
         producer = value_at(model.graph, site.name).producer()
         assert producer is not None
