@@ -23,8 +23,8 @@ DECOUPLED = {"AdamW": 1e-2, "Adafactor": 0.0}
 """Adaptive optimizers whose weight_decay multiplies θ and stays out of the gradient; the default.
 Others do with ``decoupled_weight_decay=True``."""
 NOT_LINEAR = {"Muon": "it orthogonalises its updates, which mixes the digits"}
-AVERAGING = {"ASGD": 1e-4}
-"""Optimizers that scale θ by themselves: the default of ``lambd``."""
+AVERAGING = {"ASGD"}
+"""Optimizers that scale θ by themselves, by their ``lambd``."""
 
 
 @dataclass(frozen=True)
