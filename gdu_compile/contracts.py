@@ -8,6 +8,7 @@ it runs.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -67,6 +68,26 @@ class Target:
 
 
 @dataclass(frozen=True)
+class Field:
+    """One model input as the memory of learn holds it, sample by sample.
+
+    Attributes:
+        name: of the model input.
+        shape: of one sample, without the batch axis; all sizes known.
+        dtype: as numpy and ml_dtypes spell it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def elements(self) -> int:
+        """Elements of one sample."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
 class Skipped:
     """A weight that is not recorded, and why."""
 
@@ -87,10 +108,7 @@ class Slot:
     @property
     def elements(self) -> int:
         """Number of elements of the weight."""
-        product = 1
-        for size in self.shape:
-            product *= size
-        return product
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import pytest
 from conftest import ROOT
 
 import gdu_compile
+import gdu_compile.oracles
 import gdu_compile.torch_backend
 from gdu_compile.cli import run
 
@@ -71,10 +72,11 @@ def test_python_in_the_readme() -> None:
     exec(compile(code, "README.md", "exec"), {})
 
 
+PACKAGES = (gdu_compile, gdu_compile.oracles, gdu_compile.passes, gdu_compile.torch_backend)
 MODULES = sorted(
     {
         name
-        for package in (gdu_compile, gdu_compile.passes, gdu_compile.torch_backend)
+        for package in PACKAGES
         for name in [
             package.__name__,
             *(f"{package.__name__}.{m.name}" for m in pkgutil.iter_modules(package.__path__)),
