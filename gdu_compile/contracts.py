@@ -86,6 +86,76 @@ class Field:
         """Elements of one sample."""
         return math.prod(self.shape)
 
+    @property
+    def stored(self) -> str:
+        """The dtype whose digits are stored: a boolean is a byte."""
+        return "uint8" if self.dtype == "bool" else self.dtype
+
+
+@dataclass(frozen=True)
+class MemoryBucket:
+    """One trainable tensor θ_b of a memory: slots ``first`` … ``first + slots − 1`` are its rows.
+
+    A row is c (the slot's calibrator), B (the label's columns), M (the digits of the sample).
+    """
+
+    theta: str
+    first: int
+    slots: int
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Written by InsertMemoryPass: where gradient descent writes the training set (THEORY §4).
+
+    Attributes:
+        slots: n, one for each training sample.
+        labels: columns of B: C; 0 for one logit, whose label is the sign of c.
+        fields: the model's inputs, in the order of M's columns.
+        buckets: in the order of the slots.
+    """
+
+    slots: int
+    labels: int
+    fields: tuple[Field, ...]
+    buckets: tuple[MemoryBucket, ...] = ()
+
+    def widths(self, code: DigitCode) -> list[int]:
+        """Columns of θ: c, B, and the digits of each field."""
+        digits = [f.elements * encoding_of(code, f.stored).digits for f in self.fields]
+        return [1, self.labels, *digits]
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A weight that the extension computes.
+
+    Attributes:
+        name: the initializer's name in the base.
+        shape: its shape.
+        dtype: as numpy and ml_dtypes spell it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """Written by BindAlgorithmPass: the oracle of learn.
+
+    Attributes:
+        name: as it was asked for: ``ridge(penalty=0.1)``, or the name of a file.
+        weights: what it computes, in the order of its outputs.
+        inputs: in the extended graph: the values that hold the samples, one per field, and the
+            labels; () until InlineAlgorithmPass has run.
+    """
+
+    name: str
+    weights: tuple[Weight, ...]
+    inputs: tuple[str, ...] = ()
+
 
 @dataclass(frozen=True)
 class Skipped:
@@ -163,6 +233,16 @@ class State:
     buckets: list[Bucket] | None = None
     armed: ir.Value | None = None
     recorded_logits: ir.Value | None = None
+    # BindAlgorithmPass
+    algorithm: Algorithm | None = None
+    algorithm_graph: ir.Model | None = None
+    # BindAlgorithmPass (without buckets), InsertMemoryPass
+    memory: Memory | None = None
+    # BindOraclePass, BindAlgorithmPass: what is switched, in the order of the switch's outputs
+    weights: list[Weight] | None = None
+    # InlineAlgorithmPass: the weights' values in the main graph, and the tie
+    computed: list[ir.Value] | None = None
+    tie: ir.Value | None = None
     # InsertSwitchesPass
     initial: dict[str, str] | None = None
     base_logits: str | None = None

@@ -39,7 +39,7 @@ def fill(part: ir.Model, theta: Mapping[str, Array]) -> None:
 def untrained_theta(facts: Extension) -> dict[str, Array]:
     """θ as compile() writes it: zeros."""
     dtype = numpy_dtype(facts.theta_dtype)
-    return {b.theta: np.zeros(b.theta_shape(facts.code), dtype=dtype) for b in facts.buckets}
+    return {name: np.zeros(shape, dtype=dtype) for name, shape in facts.theta_shapes.items()}
 
 
 def without_extension(extended: ir.Model, weights: Mapping[str, Array]) -> ir.Model:
@@ -82,7 +82,7 @@ def decoder(trained: ir.Model) -> ir.Model:
     """The part of the model that computes the weights: no inputs, one output per weight."""
     facts = Extension.from_metadata(trained.metadata_props)
     graph = ir.convenience.extract(
-        trained.graph, inputs=[], outputs=[slot.weight for _, slot in facts.slots()]
+        trained.graph, inputs=[], outputs=[weight.name for weight in facts.weights]
     )
     return ir.Model(graph, ir_version=trained.ir_version)
 
@@ -96,8 +96,14 @@ def decoded_weights(trained: ir.Model, *, level: str = "none") -> dict[str, Arra
 def is_armed(trained: ir.Model) -> bool:
     """All calibrators ≠ 0."""
     facts = Extension.from_metadata(trained.metadata_props)
-    values = [trained.graph.initializers[bucket.theta].const_value for bucket in facts.buckets]
-    return all(value is not None and bool(np.all(value.numpy()[0] != 0)) for value in values)
+    return all(bool(np.all(facts.calibrators(array) != 0)) for array in theta_in(trained).values())
+
+
+def theta_in(extended: ir.Model) -> dict[str, Array]:
+    """θ as the model holds it."""
+    facts = Extension.from_metadata(extended.metadata_props)
+    tensors = {name: extended.graph.initializers[name].const_value for name in facts.theta_shapes}
+    return {name: tensor.numpy() for name, tensor in tensors.items() if tensor is not None}
 
 
 def extract(trained: ir.Model) -> ir.Model:

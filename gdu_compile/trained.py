@@ -32,18 +32,17 @@ def load_theta(trained: TrainedLike, facts: Extension) -> dict[str, Array]:
     headers, source = headers_of(trained)
     problems: list[str] = []
     theta: dict[str, Array] = {}
-    for bucket in facts.buckets:
-        names = [n for n in headers if n == bucket.theta or n.endswith("." + bucket.theta)]
-        shape = bucket.theta_shape(facts.code)
+    for bucket, shape in facts.theta_shapes.items():
+        names = [n for n in headers if n == bucket or n.endswith("." + bucket)]
         if len(names) != 1:
-            problems.append(f"θ {bucket.theta!r} is there {len(names)} times, not once")
+            problems.append(f"θ {bucket!r} is there {len(names)} times, not once")
             continue
         header = headers[names[0]]
         if str(header.dtype) != facts.theta_dtype or header.shape != shape:
             problems.append(f"θ {header.name!r} is {header.dtype} {list(header.shape)}, "
                             f"but must be {facts.theta_dtype} {list(shape)}")  # fmt: skip
             continue
-        theta[bucket.theta] = header.load()
+        theta[bucket] = header.load()
     if problems:
         present = ", ".join(list(headers)[:12]) or "nothing"
         raise InputError(f"{source}: does not hold the trained θ", [

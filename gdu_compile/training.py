@@ -67,21 +67,21 @@ def check_device(device: str) -> None:
         ) from error
 
 
-def batch_size_for(model: ir.Model, data: Dataset, wanted: int, limit: int) -> int:
+def batch_size_for(model: ir.Model, data: Dataset, wanted: int, limit: int | None) -> int:
     """The number of samples a step.
 
     Args:
         model: the extended model; a batch that it fixes is taken.
         data: the samples.
         wanted: as asked for; 0 is the full batch.
-        limit: N of Lemma 1; it counts samples, tokens or pixels.
+        limit: N of Lemma 1; it counts samples, tokens or pixels.  None for learn, which has none.
 
     Raises:
         InputError: N is exceeded.
     """
     size = fixed_batch(model.graph.inputs) or min(wanted or len(data), len(data))
     count = size * data.positions
-    if count > limit:
+    if limit is not None and count > limit:
         what = f"{count} labels ({size} samples)" if data.positions > 1 else str(size)
         raise InputError(
             f"a batch of {what} is larger than N = {limit} that the model was compiled for "
@@ -194,11 +194,16 @@ class Run:
 
     def armed(self) -> bool:
         """All calibrators ≠ 0."""
-        return all(bool((theta[0] != 0).all()) for theta in self.module.parameters())
+        return all(
+            bool((self.facts.calibrators(theta) != 0).all()) for theta in self.module.parameters()
+        )
 
     def smallest_calibrator(self) -> float:
         """min |c|."""
-        return min(float(theta[0].detach().abs().min()) for theta in self.module.parameters())
+        return min(
+            float(self.facts.calibrators(theta.detach()).abs().min())
+            for theta in self.module.parameters()
+        )
 
     def backward(self, indices: Indices, armed: bool) -> None:
         """Forward, loss, backward on one batch; measures the gradient of an armed network."""

@@ -17,7 +17,7 @@ from gdu_compile.version import __version__
 class AnnotatePass(GduPass):
     """Write the metadata."""
 
-    needs = ("buckets", "initial", "base_logits", "logits", "source", "code", "gain",
+    needs = ("initial", "base_logits", "logits", "source", "code", "gain",
              "theta_dtype", "start", "skipped")  # fmt: skip
 
     def run(self, model: ir.Model, state: State) -> dict[str, int]:
@@ -38,11 +38,10 @@ class AnnotatePass(GduPass):
 def extension_of(state: State) -> Extension:
     """The permanent facts in the state."""
     assert state.code is not None and state.gain is not None and state.logits is not None
-    assert state.batch_limit is not None and state.base_logits is not None
-    assert state.start is not None
+    assert state.start is not None and state.base_logits is not None
     return Extension(
         version=__version__,
-        method="record",
+        method="record" if state.memory is None else "learn",
         code=state.code,
         gain=state.gain,
         theta_dtype=state.theta_dtype or "float32",
@@ -51,6 +50,8 @@ def extension_of(state: State) -> Extension:
         logits=state.logits,
         base_logits=state.base_logits,
         buckets=tuple(state.buckets or ()),
+        memory=state.memory,
+        algorithm=state.algorithm,
         initial=state.initial or {},
         source=state.source or "",
         skipped=tuple(state.skipped or ()),

@@ -21,7 +21,7 @@ class FillThetaPass(GduPass):
     """Write θ.
 
     Args:
-        theta: bucket name → [rows + 1, digits], of the model's dtype of θ.
+        theta: bucket name → its matrix (``Extension.theta_shapes``), of the model's dtype of θ.
     """
 
     def __init__(self, theta: Mapping[str, Array]) -> None:
@@ -31,20 +31,18 @@ class FillThetaPass(GduPass):
         """Change the model; return what was done in numbers."""
         facts = Extension.from_metadata(model.metadata_props)
         problems = []
-        for bucket in facts.buckets:
-            shape = bucket.theta_shape(facts.code)
-            array = self.theta.get(bucket.theta)
+        for name, shape in facts.theta_shapes.items():
+            array = self.theta.get(name)
             if array is None:
-                problems.append(f"θ {bucket.theta!r} is missing")
+                problems.append(f"θ {name!r} is missing")
             elif array.shape != shape or str(array.dtype) != facts.theta_dtype:
-                problems.append(f"θ {bucket.theta!r} is {array.dtype} {list(array.shape)}, "
+                problems.append(f"θ {name!r} is {array.dtype} {list(array.shape)}, "
                                 f"but must be {facts.theta_dtype} {list(shape)}")  # fmt: skip
         if problems:
             raise InputError("the trained tensors do not fit the extended model", problems)
-        for bucket in facts.buckets:
-            value = model.graph.initializers[bucket.theta]
-            value.const_value = ir.Tensor(self.theta[bucket.theta], name=bucket.theta)
-        return {"buckets": len(facts.buckets)}
+        for name in facts.theta_shapes:
+            model.graph.initializers[name].const_value = ir.Tensor(self.theta[name], name=name)
+        return {"buckets": len(facts.theta_shapes)}
 
     def __repr__(self) -> str:
         return f"FillThetaPass({sorted(self.theta)})"

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from gdu_compile.passes._base import GduPass
 from gdu_compile.passes.check import sunk
 
-from gdu_compile.contracts import PASS_KEY, Slot, State
+from gdu_compile.contracts import PASS_KEY, State, Weight
 from gdu_compile.digits import Array
 from gdu_compile.errors import ContractError
 from gdu_compile.graph_view import nested
@@ -25,7 +25,7 @@ class RemoveExtensionPass(GduPass):
     """Remove what the record passes have inserted.
 
     Args:
-        weights: weight name → float32 array; the weights that the base shall hold.
+        weights: weight name → array; the weights that the base shall hold.
     """
 
     def __init__(self, weights: Mapping[str, Array]) -> None:
@@ -35,7 +35,7 @@ class RemoveExtensionPass(GduPass):
         """The switches are in the main graph."""
         super().requires(model)
         facts = Extension.from_metadata(model.metadata_props)
-        names = [facts.base_logits, *(slot.weight for _, slot in facts.slots())]
+        names = [facts.base_logits, *(weight.name for weight in facts.weights)]
         if (moved := sunk(model.graph, names)) is not None:
             raise ir.passes.PreconditionError(f"RemoveExtensionPass: {moved}")
 
@@ -43,16 +43,16 @@ class RemoveExtensionPass(GduPass):
         """Change the model; return what was done in numbers."""
         graph, facts = model.graph, Extension.from_metadata(model.metadata_props)
         made = {str(v.name): v for node in graph for v in node.outputs}
-        switches = {slot.weight: made[slot.weight] for _, slot in facts.slots()}
+        switches = {weight.name: made[weight.name] for weight in facts.weights}
         logits, base = made[facts.logits.name], made[facts.base_logits]
 
         replace(graph, logits, base)
-        values = {slot.weight: self.weight(slot) for _, slot in facts.slots()}
+        values = {weight.name: self.value(weight) for weight in facts.weights}
         for name, switch in switches.items():
             replace(graph, switch, values[name])
-        leaving = [facts.initial[slot.weight] for _, slot in facts.slots()]
+        leaving = [facts.initial[weight.name] for weight in facts.weights]
         leaving += [slot.signal for _, slot in facts.slots()]
-        leaving += [bucket.theta for bucket in facts.buckets]
+        leaving += facts.theta_shapes
         removed = remove_ours(graph, {graph.initializers.pop(name) for name in leaving})
         base.name = facts.logits.name
         for value in values.values():
@@ -68,16 +68,16 @@ class RemoveExtensionPass(GduPass):
             if PASS_KEY in node.metadata_props:
                 raise ir.passes.PostconditionError(f"node {node.name!r} is left")
 
-    def weight(self, slot: Slot) -> ir.Value:
+    def value(self, weight: Weight) -> ir.Value:
         """The weight as an initializer."""
-        array = self.weights[slot.weight]
-        if array.shape != slot.shape or str(array.dtype) != slot.dtype:
-            raise ContractError(f"weight {slot.weight!r} is {array.dtype} {list(array.shape)}")
-        tensor = ir.Tensor(array, name=slot.weight)
+        array = self.weights[weight.name]
+        if array.shape != weight.shape or str(array.dtype) != weight.dtype:
+            raise ContractError(f"weight {weight.name!r} is {array.dtype} {list(array.shape)}")
+        tensor = ir.Tensor(array, name=weight.name)
         return ir.Value(
-            name=slot.weight,
+            name=weight.name,
             type=ir.TensorType(tensor.dtype),
-            shape=ir.Shape(slot.shape),
+            shape=ir.Shape(weight.shape),
             const_value=tensor,
         )
 

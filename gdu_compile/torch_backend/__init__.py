@@ -44,7 +44,7 @@ def lower_to_torch(model: ir.Model, trainable: Collection[str] | None = None) ->
     """
     if trainable is None:
         facts = Extension.from_metadata(model.metadata_props)
-        trainable = {bucket.theta for bucket in facts.buckets}
+        trainable = set(facts.theta_shapes)
     sunk = model.clone()
     make_unique(sunk)
     SinkPass()(sunk)
