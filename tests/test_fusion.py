@@ -18,6 +18,10 @@ SIGNAL = """
       {last} }}"""
 PLAIN = parse(SIGNAL.format(more="unused", last="unused = Identity(theta)"), {})
 USED_TWICE = parse(SIGNAL.format(more="again", last="again = Add(product, real)"), {})
+BYTES = """
+    g ({dtype}[{shape}] x) => (float[{shape}] s) {{
+      half = Constant <value = float {{127.5}}> ()
+      real = Cast <to = 1> (x)  s = Sub(real, half) }}"""
 ROWS = 5000
 
 
@@ -76,3 +80,35 @@ def test_parts_that_need_a_gradient_get_it() -> None:
     parts = [torch.ones(1, 2, requires_grad=True), torch.ones(3, 2)]
     run_signals(*parts, torch.tensor(0.5)).sum().backward()
     assert parts[0].grad is not None and torch.equal(parts[0].grad, torch.ones(1, 2))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int64", "bool", "float16"])
+@pytest.mark.parametrize("shape", [(), (0, 3), (7,), (5, 4)], ids=str)
+def test_one_part(shape: tuple[int, ...], dtype: str) -> None:
+    """Cast and Sub: a call of its own with every dtype and shape, and x is as it was."""
+    numbers = np.random.default_rng(0).integers(0, 2 if dtype == "bool" else 100, shape)
+    model = parse(BYTES.format(dtype=dtype, shape=",".join(map(str, shape))))
+    assert calls(model) == [2]
+    x = torch.from_numpy(np.asarray(numbers.astype(dtype)))
+    got = lower_to_torch(model, ())(x)
+    assert got.dtype == torch.float32 and tuple(got.shape) == shape
+    assert np.array_equal(got.numpy(), numbers - 127.5)
+    assert np.array_equal(x.numpy(), numbers)
+
+
+def test_whole_numbers_are_not_subtracted_in_place() -> None:
+    """uint16 − uint16, which torch has no operator for, goes by the operator table."""
+    text = """g (int64[N] x) => (uint16[N] y) {
+        two = Constant <value = uint16 {2}> ()  c = Cast <to = 4> (x)  y = Sub(c, two) }"""
+    y = lower_to_torch(parse(text), ())(torch.tensor([5, 1]))
+    assert y.dtype == torch.uint16 and y.tolist() == [3, 65535]
+
+
+def test_columns_that_need_a_gradient_get_it() -> None:
+    """Columns are copied into place only where nothing of them is on a tape."""
+    model = parse(
+        "g (float[N,1] a, float[N,1] b) => (float[N,2] y) { y = Concat <axis = 1>(a, b) }"
+    )
+    a, b = torch.ones(3, 1, requires_grad=True), torch.zeros(3, 1)
+    (lower_to_torch(model, ())(a, b) * torch.tensor([2.0, 3.0])).sum().backward()
+    assert a.grad is not None and torch.equal(a.grad, torch.full((3, 1), 2.0))

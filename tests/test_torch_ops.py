@@ -410,6 +410,9 @@ def test_batch_of_one_and_empty() -> None:
     check_with_onnxruntime("Gemm", floats(1, 3), floats(3, 2), floats(2))
     check_with_onnxruntime("MatMul", floats(0, 3), floats(3, 2))
     check_with_onnxruntime("Concat", floats(0, 3), floats(1, 3), axis=0)
+    for column in (floats(5, 1), floats(2, 3, 1), floats(0, 1)):
+        check_with_onnxruntime("Concat", column, -column, column, axis=-1)
+    check_with_onnxruntime("Concat", floats(5, 1), floats(5, 2), axis=1)
     check_with_onnxruntime("Softmax", floats(0, 3))
     check_with_onnxruntime("ReduceSum", floats(0, 3), ints(0))
     check_with_onnxruntime("ReduceMax", floats(0, 3), ints(0))

@@ -5,6 +5,7 @@ torch's own functions.  What a tensor as large as θ costs is mostly its allocat
 hands out fresh pages, slower than they are then filled.
 
 - Concat, Cast, Sub of a constant: the parts are cast into their places, the rest happens there.
+- Cast, Sub of a constant: the same with one part.
 - Mul, ReduceSum over everything: ``torch.dot``, without the tensor of products.
 """
 
@@ -45,6 +46,9 @@ def fused(
         first, second, last = chain[:3]
         return chain[:3], signals(len(first.inputs), axis_of(first), cast_to(second),
                                   call(first), call(second), call(last))  # fmt: skip
+    if kinds[:2] == ["Cast", "Sub"] and is_first_input(*chain[:2]):
+        first, last = chain[:2]
+        return chain[:2], signals(1, 0, cast_to(first), lambda part: part, call(first), call(last))
     if kinds[:2] == ["Mul", "ReduceSum"] and sums_everything(chain[1]):
         return chain[:2], product(call(chain[0]), call(chain[1]))
     return None
@@ -100,7 +104,8 @@ def signals(
         tensors, number = inputs[:parts], inputs[parts]
         plain = not any(tensor.requires_grad for tensor in inputs)
         whole = not any(tensor.is_floating_point() for tensor in tensors)
-        if not (plain and whole) or axis != 0 or number.ndim or number.dtype != dtype:
+        simple = axis == 0 and not number.ndim and tensors[0].ndim and dtype.is_floating_point
+        if not (plain and whole and simple) or number.dtype != dtype:
             return subtract(cast(concat(*tensors)), number)
         rows = sum(len(tensor) for tensor in tensors)
         result = fresh((rows, *tensors[0].shape[1:]), dtype, number.device)

@@ -16,7 +16,8 @@ SCATTER_REDUCE = {"mul": "prod", "max": "amax", "min": "amin"}
 def _from_start(indices: Tensor, size: int) -> Tensor:
     """``indices`` with the negative ones, counted from the end, made positive."""
     indices = indices.to(torch.int64)
-    return torch.where(indices < 0, indices + size, indices)
+    # −1 & size where an index is negative, else 0; torch.where takes four times as long.
+    return indices + ((indices >> 63) & size)
 
 
 def _flat_index(indices: Tensor, sizes: tuple[int, ...]) -> Tensor:

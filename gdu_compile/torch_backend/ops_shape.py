@@ -79,7 +79,15 @@ def space_to_depth(x: Tensor, *, blocksize: int, mode: str = "DCR") -> Tensor:
 
 @operator("Concat", since=13)
 def concat(*inputs: Tensor, axis: int) -> Tensor:
-    return torch.cat(inputs, axis)
+    first = inputs[0]
+    columns = first.ndim > 1 and first.shape[-1] == 1 and axis in (-1, first.ndim - 1)
+    if not columns or any(x.shape != first.shape or x.requires_grad for x in inputs):
+        return torch.cat(inputs, axis)
+    # torch.cat takes five times as long to place single columns beside each other.
+    joined = first.new_empty((*first.shape[:-1], len(inputs)))
+    for place, x in zip(torch.split(joined, 1, -1), inputs, strict=True):
+        place.copy_(x)
+    return joined
 
 
 @operator("Split", since=18)
