@@ -1,4 +1,4 @@
-"""The digit codes in ONNX operators: units → signals, and ratios → digits (THEORY §2).
+"""The digit codes in ONNX operators: units → digits → signals, and ratios → digits (THEORY §2).
 
 The same arithmetic as ``digits.py`` and ``encoding.py``; tests compare every bit.
 """
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from gdu_compile.builder import BOOL, FLOAT, INT32, INT64, Builder
+from gdu_compile.builder import BOOL, FLOAT, INT32, INT64, Builder, Dims
 from gdu_compile.digits import Array, DigitCode, FloatLikeCode, LinearCode, PowerOfTwoCode
 from gdu_compile.encoding import Encoding
 
@@ -52,7 +52,16 @@ def emit_signal(
                      shape=[1, encoding.units_per_element], axis=0)  # fmt: skip
     joined = b.op("Concat", first, *units, name="gdu_units", dtype=dtype, shape=shape, axis=0)
     q = emit_cut(b, b.cast(joined, FLOAT, "gdu_unit_values", shape), encoding, rows + 1)
-    full, code = [rows + 1, encoding.digits], encoding.code
+    return emit_code(b, q, encoding.code)
+
+
+def emit_code(b: Builder, q: ir.Value, code: DigitCode) -> ir.Value:
+    """Digits → signals, FLOAT of any shape, exact; the linear code gives s/2.
+
+    ``calibrator_signal`` is what a calibrator's digit gives.
+    """
+    full = q.shape
+    assert full is not None
     if isinstance(code, LinearCode):
         return b.op("Sub", q, b.float(code.top / 2, "gdu_M_2"), name="gdu_s_2", shape=full)
     if isinstance(code, PowerOfTwoCode):
@@ -66,7 +75,18 @@ def emit_signal(
     return b.op("Mul", power, one, name="gdu_s", shape=full)
 
 
-def emit_cut(b: Builder, units: ir.Value, encoding: Encoding, rows: int) -> ir.Value:
+def calibrator_signal(code: DigitCode) -> float:
+    """The calibrator's signal in the graph: ½ where ``emit_code`` gives s/2, else 1.
+
+    Example:
+        >>> from gdu_compile.digits import CODES
+        >>> calibrator_signal(CODES["linear16"]), calibrator_signal(CODES["pow2"])
+        (0.5, 1.0)
+    """
+    return 0.5 if isinstance(code, LinearCode) else 1.0
+
+
+def emit_cut(b: Builder, units: ir.Value, encoding: Encoding, rows: int | None) -> ir.Value:
     """Units as FLOAT [rows, units] → digits as FLOAT [rows, digits], exact.
 
     Digit i begins at bit r of unit j.  It is Floor(x/2^r) mod 2^width, where x
@@ -104,7 +124,7 @@ def emit_quantize(b: Builder, theta: ir.Value, c: ir.Value, code: DigitCode) -> 
     Args:
         b: the builder.
         theta: θ/γ, FLOAT [rows, digits].
-        c: c/γ, FLOAT [1, digits], nowhere 0.
+        c: c/γ, FLOAT [1, digits] or [rows, 1], nowhere 0: a calibrator for each column or each row.
         code: the digit code.
     """
     assert theta.shape is not None and c.shape is not None
@@ -160,14 +180,17 @@ def clip(b: Builder, value: ir.Value, low: float, high: float, name: str) -> ir.
 
 
 def look_up(
-    b: Builder, table: Array, index: ir.Value, name: str, shape: Sequence[int] | ir.Shape
+    b: Builder, table: Array, index: ir.Value, name: str, shape: Dims, first: int = 0
 ) -> ir.Value:
-    """table[index] for an index that is a whole number in FLOAT; a NaN reads some entry."""
+    """table[index − first], the index a whole number in float, ``first`` ≤ 0; NaN reads an entry.
+
+    An index below 0 counts from the end, so the part of the table that belongs to it goes there.
+    """
     whole = b.cast(index, INT32, f"{name}_index", shape)
     limits = [b.constant(np.array(limit, dtype=np.int32), f"{name}_{what}")
-              for limit, what in ((0, "first"), (len(table) - 1, "last"))]  # fmt: skip
+              for limit, what in ((first, "first"), (first + len(table) - 1, "last"))]  # fmt: skip
     inside = b.op("Clip", whole, *limits, name=f"{name}_entry", dtype=INT32, shape=shape)
-    entries = b.constant(table, f"{name}_table")
+    entries = b.constant(np.roll(table, first), f"{name}_table")
     return b.op("Gather", entries, inside, name=name, shape=shape, axis=0,
                 dtype=ir.DataType.from_numpy(table.dtype))  # fmt: skip
 

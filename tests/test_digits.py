@@ -9,10 +9,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from conftest import every_pattern
+from everywhere import patterns, run_everywhere, same
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gdu_compile import runtime
 from gdu_compile.builder import FLOAT, Builder
 from gdu_compile.contracts import PASS_KEY
 from gdu_compile.digits import CODES, UNIT_ROUNDOFF, Array, DigitCode, code_named
@@ -23,8 +23,6 @@ from gdu_compile.encoding import Encoding, encoding_of
 from gdu_compile.errors import InputError
 from gdu_compile.names import Names
 from gdu_compile.number_formats import FORMATS, FloatFormat, ulp_distance
-from gdu_compile.torch_backend import lower_to_torch, to_array
-from gdu_compile.torch_backend.module import to_tensor
 
 GAIN = 2.0**-80
 PAIRS = [(code, dtype) for code in CODES for dtype in FORMATS]
@@ -56,46 +54,6 @@ def model_of(build: str, encoding: Encoding, rows: int) -> ir.Model:
     graph.extend(b.nodes)
     graph.outputs.extend(outputs)
     return ir.Model(graph, ir_version=10)
-
-
-def run_everywhere(model: ir.Model, x: np.ndarray) -> dict[str, list[Array]]:
-    """The model's outputs in onnxruntime (both levels) and in torch."""
-    results: dict[str, list[Array]] = {}
-    with runtime.on_disk(model) as path:
-        for level in ("none", "all"):
-            results[level] = list(runtime.run(path, {"x": x}, level=level, batch=len(x)).values())
-    outputs = lower_to_torch(model, ())(to_tensor(ir.Tensor(x)))
-    several = outputs if isinstance(outputs, tuple) else (outputs,)
-    results["torch"] = [to_array(output) for output in several]
-    return results
-
-
-def same(a: Array, b: Array) -> bool:
-    """Same dtype and bits."""
-    return a.dtype == b.dtype and np.array_equal(bits(a), bits(b))
-
-
-def bits(array: Array) -> np.ndarray:
-    """The bits of each element."""
-    return np.ascontiguousarray(array).reshape(-1).view(f"u{array.dtype.itemsize}")
-
-
-def patterns(dtype: str, size: int, seed: int = 0) -> Array:
-    """Elements of every kind: random bits, ±0, ±∞, the smallest and largest; no NaN."""
-    kind = FORMATS[dtype]
-    rng = np.random.default_rng(seed)
-    words = rng.integers(0, 2**64, size, dtype=np.uint64, endpoint=False)
-    special = [0, 1, 1 << (kind.bits - 1), (1 << (kind.bits - 1)) - 1, (1 << kind.bits) - 1]
-    if isinstance(kind, FloatFormat):
-        infinity = ((1 << kind.exponent) - 1) << kind.mantissa
-        sign = 1 << (kind.bits - 1)
-        special += [infinity, infinity | sign, infinity - 1, 1 << kind.mantissa, sign | 1]
-    words[: min(size, len(special))] = np.array(special, dtype=np.uint64)[:size]
-    array = words.astype(f"u{kind.bits // 8}").view(kind.dtype)
-    if isinstance(kind, FloatFormat):
-        with np.errstate(invalid="ignore"):  # ml_dtypes warns of signalling NaNs
-            array[np.isnan(array)] = kind.dtype.type(1)
-    return array
 
 
 def trained(encoding: Encoding, weight: Array, scale: float) -> np.ndarray:
