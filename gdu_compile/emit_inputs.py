@@ -93,7 +93,7 @@ def emit_integer_units(
 def emit_float_units(
     b: Builder, x: ir.Value, encoding: Encoding, kind: FloatFormat
 ) -> list[ir.Value]:
-    """The bits of |x| are (e + g)·2^f, g ≤ 2 the place of |x| above a power of two.
+    """The bits of |x| are (e − 1 + bias + g)·2^f: e of ``emit_exponent``, g of ``emit_place``.
 
     The highest 16 bits are sign, exponent and the first bits of g; the rest of g
     falls into units from the top down.  All in ``kind.work``.

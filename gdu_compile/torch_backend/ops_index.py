@@ -15,9 +15,10 @@ SCATTER_REDUCE = {"mul": "prod", "max": "amax", "min": "amin"}
 
 def _from_start(indices: Tensor, size: int) -> Tensor:
     """``indices`` with the negative ones, counted from the end, made positive."""
-    indices = indices.to(torch.int64)
+    narrow = indices.dtype == torch.int32 and size < 2**31
+    indices = indices if narrow else indices.to(torch.int64)
     # −1 & size where an index is negative, else 0; torch.where takes four times as long.
-    return indices + ((indices >> 63) & size)
+    return indices + ((indices >> (31 if narrow else 63)) & size)
 
 
 def _flat_index(indices: Tensor, sizes: tuple[int, ...]) -> Tensor:
@@ -48,7 +49,7 @@ def gather(data: Tensor, indices: Tensor, *, axis: int = 0) -> Tensor:
 @operator("GatherElements", since=13)
 @modular
 def gather_elements(data: Tensor, indices: Tensor, *, axis: int = 0) -> Tensor:
-    return data.gather(axis, _from_start(indices, data.shape[axis]))
+    return data.gather(axis, _from_start(indices.to(torch.int64), data.shape[axis]))
 
 
 @operator("GatherND", since=13)
@@ -67,7 +68,8 @@ def gather_nd(data: Tensor, indices: Tensor, *, batch_dims: int = 0) -> Tensor:
 def scatter_elements(
     data: Tensor, indices: Tensor, updates: Tensor, *, axis: int = 0, reduction: str = "none"
 ) -> Tensor:
-    return _scatter(data, axis, _from_start(indices, data.shape[axis]), updates, reduction)
+    index = _from_start(indices.to(torch.int64), data.shape[axis])
+    return _scatter(data, axis, index, updates, reduction)
 
 
 @operator("ScatterND", since=18)
