@@ -80,18 +80,19 @@ def evaluate(node: onnx.NodeProto, opset: int, tensors: dict[str, torch.Tensor])
 # --- ONNX's conformance cases ------------------------------------------------
 
 
-def relevant_cases() -> list[Any]:
-    """The cases of one node, of tensors only, whose operator is in the table.
-
-    Cases of an operator version that opset 18 has replaced are left out.
-    """
+def all_cases() -> list[Any]:
+    """All that have a model."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # overflows that the cases provoke on purpose
         cases = collect_testcases(None)
-    return [case for case in cases if case.model is not None and relevant(case.model)]
+    return [case for case in cases if case.model is not None]
 
 
 def relevant(model: onnx.ModelProto) -> bool:
+    """One node, of tensors only, whose operator is in the table.
+
+    Cases of an operator version that opset 18 has replaced are left out.
+    """
     graph = model.graph
     if len(graph.node) != 1 or not all(x.type.HasField("tensor_type") for x in graph.input):
         return False
@@ -117,7 +118,8 @@ def excluded(name: str) -> bool:
     return any(re.fullmatch(pattern, name) for pattern in EXCLUDE)
 
 
-CASES = relevant_cases()
+ALL_CASES = all_cases()
+CASES = [case for case in ALL_CASES if relevant(case.model)]
 
 
 def compare(actual: torch.Tensor, wanted: torch.Tensor, rtol: float, atol: float) -> None:
@@ -420,6 +422,100 @@ def test_batch_of_one_and_empty() -> None:
     check_with_onnxruntime("TopK", np.array([2, 2, 1, 2], np.float32), ints(2), outputs=2)
 
 
+# --- what small algorithms use, in the types they use ------------------------------
+
+ALGORITHM_TYPES = [np.float64, np.int32, np.int64]
+# operator → types that onnxruntime lacks it in
+NOT_IN_ONNXRUNTIME = {
+    "Gemm": [np.int32, np.int64],
+    "Mod": [np.float64],  # without fmod
+    "NonZero": [np.float64],
+    "OneHot": [np.float64, np.int32],
+    "Sum": [np.int32, np.int64],
+    "Unique": [np.int32],
+}
+
+
+def algorithm_cases(dtype: Any) -> list[tuple[str, list[Any], dict[str, Any]]]:
+    """(operator, inputs, attributes); ``outputs`` beside the attributes where there are several."""
+    rng = np.random.default_rng(0)
+
+    def some(*shape: int) -> Any:
+        whole = np.issubdtype(dtype, np.integer)
+        return rng.integers(-9, 10, shape).astype(dtype) if whole else rng.normal(size=shape)
+
+    def nonzero(*shape: int) -> Any:
+        return np.where((x := some(*shape)) == 0, dtype(3), x)
+
+    doubled = np.array([[2, 1], [1, 3], [2, 1]], dtype)
+    rows, cells = np.array([[1], [-1], [0]]), np.array([[0, 1], [3, -1]])
+    columns = np.array([[0, 0], [1, 3]])
+    cases: list[tuple[str, list[Any], dict[str, Any]]] = [
+        ("MatMul", [some(3, 4), some(4, 2)], {}),
+        ("MatMul", [some(4), some(2, 4, 3)], {}),
+        ("Gemm", [some(3, 4), some(4, 2), some(2)], {}),
+        ("Einsum", [some(3, 4), some(4, 2)], {"equation": "ij,jk->ik"}),
+        ("Einsum", [some(3, 4)], {"equation": "ij->j"}),
+        ("Einsum", [some(3, 3)], {"equation": "ii"}),
+        ("Div", [some(20), nonzero(20)], {}),
+        ("Mod", [some(20), nonzero(20)], {}),
+        ("Mod", [some(20), nonzero(20)], {"fmod": 1}),
+        *[("Pow", [np.abs(some(4)), np.array([0, 1, 2, 3], t)], {})
+          for t in (np.float32, np.float64, np.int32, np.int64)],
+        *[(op, [some(3), some(2, 3), some(1)], {}) for op in ("Min", "Max", "Sum")],
+        *[(f"Reduce{op}", [some(3, 4), ints(1)], {"keepdims": 0})
+          for op in ("Max", "Min", "Sum", "SumSquare", "L1", "L2", "Mean", "Prod")],
+        ("TopK", [some(2, 5), ints(3)], {"outputs": 2}),
+        ("TopK", [some(2, 5), ints(1)], {"outputs": 2, "axis": 0, "largest": 0}),
+        ("ArgMax", [some(3, 9)], {"axis": 1, "select_last_index": 1}),
+        ("ArgMin", [some(3, 9)], {"axis": -1, "keepdims": 0}),
+        ("CumSum", [some(3, 4), np.array(1)], {}),
+        ("CumSum", [some(3, 4), np.array(0)], {"exclusive": 1, "reverse": 1}),
+        ("Sign", [some(9)], {}),
+        ("Clip", [some(9), np.array(-2, dtype), np.array(5, dtype)], {}),
+        ("Where", [some(9) > 0, some(9), some(1)], {}),
+        ("NonZero", [some(3, 9)], {}),
+        ("Unique", [doubled], {"outputs": 4}),
+        ("Unique", [doubled], {"outputs": 4, "sorted": 0}),
+        ("Unique", [doubled], {"outputs": 4, "axis": 0, "sorted": 0}),
+        ("Unique", [doubled.T.copy()], {"outputs": 4, "axis": 1}),
+        ("Unique", [doubled[:0]], {"outputs": 4}),
+        ("OneHot", [ints(0, -1, 2), np.array(4), np.array([1, 5], dtype)], {"axis": 0}),
+        ("Compress", [some(3, 4), np.array([True, False, True])], {"axis": 0}),
+        ("GatherElements", [some(3, 4), np.array([[0, -1, 2, 1]])], {}),
+        ("GatherND", [some(2, 3, 4), np.array([[1], [0]])], {"batch_dims": 1}),
+        *[("ScatterElements", [some(4, 3), columns, some(2, 2)], {"reduction": r})
+          for r in ("add", "mul", "max", "min")],
+        *[("ScatterND", [some(4, 3), rows, some(3, 3)], {"reduction": r})
+          for r in ("none", "add", "mul", "max", "min")],
+        ("ScatterND", [some(4, 3), cells, some(2)], {}),
+        ("Trilu", [some(3, 4), np.array(-1)], {}),
+        ("EyeLike", [some(3, 4)], {"k": 1}),
+        ("EyeLike", [some(3, 4)], {"k": -1, "dtype": TensorProto.DOUBLE}),
+        ("Range", [np.array(1, dtype), np.array(9, dtype), np.array(3, dtype)], {}),
+        ("Range", [np.array(9, dtype), np.array(-1, dtype), np.array(-3, dtype)], {}),
+        ("Size", [some(3, 4)], {}),
+    ]  # fmt: skip
+    return [case for case in cases if dtype not in NOT_IN_ONNXRUNTIME.get(case[0], [])
+            or case[2].get("fmod")]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ALGORITHM_TYPES)
+def test_what_algorithms_use(dtype: Any) -> None:
+    for op, inputs, attributes in algorithm_cases(dtype):
+        check_with_onnxruntime(op, *inputs, **attributes)
+
+
+def test_unique_of_unsigned_and_of_zeros() -> None:
+    """By value, not by the bits of the signed type; of equals the first is taken."""
+    x = torch.tensor([2**31, 7, 2**31], dtype=torch.uint32)
+    values, first, inverse, counts = lookup("Unique", 18)(x)
+    assert values.dtype == torch.uint32 and values.tolist() == [7, 2**31]
+    assert (first.tolist(), inverse.tolist(), counts.tolist()) == ([1, 0], [1, 0, 1], [1, 2])
+    check_with_onnxruntime("Unique", np.array([1, -0.0, 0.0], np.float32), outputs=4)
+    assert np.signbit(lookup("Unique", 18)(torch.tensor([1, -0.0, 0.0]))[0][0].item())
+
+
 # --- recurrent operators -----------------------------------------------------
 
 GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
@@ -533,6 +629,7 @@ DIFFERENTIABLE: dict[str, tuple[list[Any], dict[str, Any]]] = {
     "ReduceProd": ([(2, 3), ints(0, 1)], {}),
     "CumSum": ([(2, 3), ints(1)[0]], {"exclusive": 1, "reverse": 1}),
     "TopK": ([(2, 3), ints(2)], {}),
+    "Unique": ([(2, 3)], {"sorted": 0}),
     "Slice": ([(4, 3), ints(3), ints(0), ints(0), ints(-2)], {}),
     "Pad": ([(2, 3), ints(1, -1, 0, 2), ()], {}),
     "Gather": ([(3, 2), ints(-1, 0)], {}),

@@ -105,6 +105,22 @@ def compress(x: Tensor, condition: Tensor, *, axis: int | None = None) -> Tensor
     return x.index_select(axis, condition.nonzero().reshape(-1))
 
 
+@operator("Unique", since=11)
+def unique(
+    x: Tensor, *, axis: int | None = None, sorted: int = 1
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if axis is None:
+        x, axis = x.reshape(-1), 0
+    _, inverse, counts = torch.unique(widen(x), return_inverse=True, return_counts=True, dim=axis)
+    places = torch.arange(len(inverse), device=x.device)
+    first = torch.full_like(counts, len(inverse)).scatter_reduce(0, inverse, places, "amin")
+    if not sorted:
+        order = first.argsort()
+        first, counts, inverse = first[order], counts[order], order.argsort()[inverse]
+    # not torch's distinct values: these have a derivative
+    return modular(torch.index_select)(x, axis, first), first, inverse, counts
+
+
 @operator("ReverseSequence", since=10)
 @modular
 def reverse_sequence(

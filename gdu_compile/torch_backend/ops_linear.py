@@ -39,7 +39,7 @@ def gemm(
 @operator("Einsum", since=12)
 @modular
 def einsum(*inputs: Tensor, equation: str) -> Tensor:
-    return torch.einsum(equation, *inputs)
+    return torch.einsum(equation, *inputs).to(inputs[0].dtype)  # torch sums int32 into int64
 
 
 @operator("Det", since=11)
