@@ -32,6 +32,11 @@ def nested(node: ir.Node) -> Iterator[ir.Node]:
             yield from nested(inner)
 
 
+def called(node: ir.Node) -> str:
+    """The node in a message: its name, or the name of what it makes when it has none."""
+    return repr(node.name) if node.name else f"of {node.outputs[0].name!r}"
+
+
 def to_networkx(graph: ir.Graph) -> nx.DiGraph:
     """The data flow of the main graph as a directed graph.
 

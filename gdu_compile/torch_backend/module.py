@@ -11,7 +11,6 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,45 +21,20 @@ import torch
 
 from gdu_compile.digits import Array
 from gdu_compile.errors import UnsupportedError
-from gdu_compile.graph_view import branches, nested
-from gdu_compile.torch_backend import fusion, registry
+from gdu_compile.graph_view import branches, called, nested
+from gdu_compile.torch_backend import control_flow, fusion, registry
+from gdu_compile.torch_backend.control_flow import names_of
+from gdu_compile.torch_backend.program import Call, Environment, Program, Step
 
-Environment = dict[str, torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Step:
-    """One node: what to call, on which names, and which names nobody needs afterwards."""
-
-    call: Callable[[Environment], tuple[Any, ...]]
-    outputs: tuple[str, ...]
-    drop: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Program:
-    """A graph in execution order."""
-
-    steps: tuple[Step, ...]
-    outputs: tuple[str, ...]
-
-    def run(self, environment: Environment) -> Environment:
-        """Execute; the environment maps value names to tensors and is added to."""
-        for step in self.steps:
-            results = step.call(environment)
-            for name, result in zip(step.outputs, results, strict=False):
-                if name:
-                    environment[name] = result
-            for name in step.drop:
-                environment.pop(name, None)
-        return environment
+# what a tensor of the graph is handed to, with its name
+Hold = Callable[[str, torch.Tensor], None]
 
 
 class GraphModule(torch.nn.Module):
     """An ONNX model as a module.
 
     Args:
-        model: the model; opset 18 or above.
+        model: the model; opset 18 or above; no two values share a name (names.make_unique).
         trainable: names of the initializers that become parameters.
 
     Attributes:
@@ -70,8 +44,8 @@ class GraphModule(torch.nn.Module):
 
     def __init__(self, model: ir.Model, trainable: Collection[str]) -> None:
         super().__init__()
-        self.inputs = tuple(str(value.name) for value in model.graph.inputs)
-        self.outputs = tuple(str(value.name) for value in model.graph.outputs)
+        self.inputs = tuple(names_of(model.graph.inputs))
+        self.outputs = tuple(names_of(model.graph.outputs))
         self._attribute_of: dict[str, str] = {}  # value name → attribute of this module
         for graph in model.graphs():
             for name, value in graph.initializers.items():
@@ -108,14 +82,15 @@ class GraphModule(torch.nn.Module):
         return results[0] if len(results) == 1 else results
 
 
-def lower(graph: ir.Graph, opset: int, hold: Callable[[str, torch.Tensor], None]) -> Program:
+def lower(graph: ir.Graph, opset: int, hold: Hold) -> Program:
     """A graph as a program; the tensors of Constant nodes are handed to ``hold``."""
     nodes = []
     for node in graph:
-        if node.op_type == "Constant" and node.domain == "" and "value" in node.attributes:
-            hold(str(node.outputs[0].name), to_tensor(node.attributes["value"].as_tensor()))
-        else:
+        constant = constant_of(node, opset)
+        if constant is None:
             nodes.append(node)
+        else:
+            hold(str(node.outputs[0].name), constant)
     drops = last_uses(graph, nodes)
     steps: list[Step] = []
     done = 0
@@ -125,12 +100,23 @@ def lower(graph: ir.Graph, opset: int, hold: Callable[[str, torch.Tensor], None]
         dropped = [name for drop in drops[done : done + len(chain)] for name in drop]
         steps.append(Step(call, names, tuple(dropped)))
         done += len(chain)
-    return Program(tuple(steps), tuple(str(value.name) for value in graph.outputs))
+    inputs, outputs = names_of(graph.inputs), names_of(graph.outputs)
+    made = {output.name for node in nodes for output in node.outputs}
+    kept = dict.fromkeys([*inputs, *(name for name in outputs if name in made)])
+    return Program(tuple(steps), tuple(inputs), tuple(outputs), tuple(kept))
 
 
-def next_call(
-    nodes: list[ir.Node], opset: int, hold: Callable[[str, torch.Tensor], None]
-) -> tuple[list[ir.Node], Callable[[Environment], tuple[Any, ...]]]:
+def constant_of(node: ir.Node, opset: int) -> torch.Tensor | None:
+    """The tensor of a Constant node; None for others, and for one that torch cannot have."""
+    if node.op_type != "Constant" or node.domain:
+        return None
+    try:
+        return torch.as_tensor(function_of(node, opset)())
+    except UnsupportedError:
+        return None  # the node raises when it is reached
+
+
+def next_call(nodes: list[ir.Node], opset: int, hold: Hold) -> tuple[list[ir.Node], Call]:
     """The node, or the few nodes, that are run by the next call, and the call."""
     found = fusion.fused(nodes, lambda node: function_of(node, opset))
     if found is None:
@@ -146,11 +132,11 @@ def last_uses(graph: ir.Graph, nodes: list[ir.Node]) -> list[list[str]]:
     seen: set[str | None] = set()
     drops: list[list[str]] = []
     for node in reversed(nodes):
-        touched = dict.fromkeys(
-            value.name for inner in nested(node) for value in inner.inputs if value is not None
-        )
-        for _, branch in branches(node):
-            touched.update(dict.fromkeys(value.name for value in branch.outputs))
+        touched: dict[str | None, None] = {}
+        for inner in nested(node):
+            touched.update(dict.fromkeys(value.name for value in inner.inputs if value is not None))
+            for _, branch in branches(inner):
+                touched.update(dict.fromkeys(value.name for value in branch.outputs))
         touched.update(dict.fromkeys(output.name for output in node.outputs))
         last = [n for n in touched if n in made and n not in kept and n not in seen]
         seen.update(touched)
@@ -158,16 +144,14 @@ def last_uses(graph: ir.Graph, nodes: list[ir.Node]) -> list[list[str]]:
     return drops[::-1]
 
 
-def call_of(
-    node: ir.Node, opset: int, hold: Callable[[str, torch.Tensor], None]
-) -> Callable[[Environment], tuple[Any, ...]]:
+def call_of(node: ir.Node, opset: int, hold: Hold) -> Call:
     """What executes this node."""
-    if node.op_type == "If" and node.domain == "":
-        return if_call(node, opset, hold)
+    if node.op_type in control_flow.CALLS and node.domain == "":
+        return control_flow.CALLS[node.op_type](node, partial(lower, opset=opset, hold=hold))
     try:
         function = function_of(node, opset)
     except UnsupportedError as error:
-        return raising(UnsupportedError(f"node {node.name!r}: {error.message}"))
+        return raising(UnsupportedError(f"node {called(node)}: {error.message}"))
     return call_on(function, node.inputs)
 
 
@@ -184,9 +168,7 @@ def function_of(node: ir.Node, opset: int) -> Callable[..., Any]:
     return partial(function, **attributes)
 
 
-def call_on(
-    function: Callable[..., Any], inputs: Sequence[ir.Value | None]
-) -> Callable[[Environment], tuple[Any, ...]]:
+def call_on(function: Callable[..., Any], inputs: Sequence[ir.Value | None]) -> Call:
     """``function`` on these values of an environment; always a tuple."""
     names = tuple(None if value is None else value.name for value in inputs)
 
@@ -198,23 +180,7 @@ def call_on(
     return call
 
 
-def if_call(
-    node: ir.Node, opset: int, hold: Callable[[str, torch.Tensor], None]
-) -> Callable[[Environment], tuple[Any, ...]]:
-    """If on a concrete condition: only the taken branch runs."""
-    condition = str(node.inputs[0].name) if node.inputs[0] is not None else ""
-    then = lower(node.attributes["then_branch"].as_graph(), opset, hold)
-    otherwise = lower(node.attributes["else_branch"].as_graph(), opset, hold)
-
-    def call(environment: Environment) -> tuple[Any, ...]:
-        program = then if bool(environment[condition]) else otherwise
-        results = program.run(dict(environment))
-        return tuple(results[name] for name in program.outputs)
-
-    return call
-
-
-def raising(error: UnsupportedError) -> Callable[[Environment], tuple[Any, ...]]:
+def raising(error: UnsupportedError) -> Call:
     """A step that raises when it is reached."""
 
     def call(environment: Environment) -> tuple[Any, ...]:
