@@ -306,6 +306,19 @@ def test_same_bits_as_onnxruntime(case: str) -> None:
     assert bits(in_torch(model, inputs)) == bits(in_onnxruntime(model, inputs))
 
 
+def test_scan_of_no_slices() -> None:
+    """The states stay, the scan outputs are empty along their axes; onnxruntime refuses this."""
+    model = parse("""
+        g (float[4] x, float[N,4] r) => (float[4] y, float[4,N] s, double[N,2] t) {
+          y, s, t = Scan <num_scan_inputs = 1, scan_output_axes = [-1, 0],
+                          body = b (float[4] a, float[4] k) => (float[4] e, float[4] f, double[2] h)
+            { e = Add(a, k)  f = Neg(k)  h = Constant <value = double[2] {1, 2}> () }> (x, r) }""")
+    results = in_torch(model, {"x": ROWS[1], "r": ROWS[:0]})
+    assert np.array_equal(results["y"], ROWS[1])
+    assert (results["s"].dtype, results["s"].shape) == (np.float32, (4, 0))
+    assert (results["t"].dtype, results["t"].shape) == (np.float64, (0, 2))
+
+
 def test_conjugate_gradients() -> None:
     """MatMul sums in another order than onnxruntime's: equal up to the last places."""
     inputs = {"a": POSITIVE.astype(np.float64), "x": X.astype(np.float64)}

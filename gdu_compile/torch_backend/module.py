@@ -21,7 +21,7 @@ import torch
 
 from gdu_compile.digits import Array
 from gdu_compile.errors import UnsupportedError
-from gdu_compile.graph_view import branches, called, nested
+from gdu_compile.graph_view import called, nested
 from gdu_compile.torch_backend import control_flow, fusion, registry
 from gdu_compile.torch_backend.control_flow import names_of
 from gdu_compile.torch_backend.program import Call, Environment, Program, Step
@@ -132,11 +132,10 @@ def last_uses(graph: ir.Graph, nodes: list[ir.Node]) -> list[list[str]]:
     seen: set[str | None] = set()
     drops: list[list[str]] = []
     for node in reversed(nodes):
-        touched: dict[str | None, None] = {}
-        for inner in nested(node):
-            touched.update(dict.fromkeys(value.name for value in inner.inputs if value is not None))
-            for _, branch in branches(inner):
-                touched.update(dict.fromkeys(value.name for value in branch.outputs))
+        # Not the outputs of its subgraphs: ONNX has them made in there.
+        touched = dict.fromkeys(
+            value.name for inner in nested(node) for value in inner.inputs if value is not None
+        )
         touched.update(dict.fromkeys(output.name for output in node.outputs))
         last = [n for n in touched if n in made and n not in kept and n not in seen]
         seen.update(touched)
