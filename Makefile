@@ -23,8 +23,8 @@ lint: install
 types: install
 	rm -rf build/types && mkdir -p build/types/gdu_compile
 	ln -s "$(CURDIR)"/gdu_compile/* "$(CURDIR)/passes" build/types/gdu_compile/
-	ln -s "$(CURDIR)/benchmarks" build/types/
-	cd build/types && "$(CURDIR)/$(BIN)/mypy" --config-file "$(CURDIR)/pyproject.toml" gdu_compile benchmarks
+	ln -s "$(CURDIR)/benchmarks" "$(CURDIR)/examples" build/types/
+	cd build/types && "$(CURDIR)/$(BIN)/mypy" --config-file "$(CURDIR)/pyproject.toml" gdu_compile benchmarks examples
 	$(BIN)/mypy models/build.py
 
 test: lint types

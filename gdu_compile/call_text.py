@@ -4,18 +4,22 @@ never evaluated."""
 from __future__ import annotations
 
 import ast
+import re
 from typing import Any
 
 from gdu_compile.errors import InputError
 
 
-def parse_call(text: str, flag: str, example: str) -> tuple[str, dict[str, Any]]:
+def parse_call(
+    text: str, flag: str, example: str, *, dashes: bool = False
+) -> tuple[str, dict[str, Any]]:
     """The name and the keyword arguments of ``Name`` or ``Name(key=literal, …)``.
 
     Args:
         text: what the user has written.
         flag: the option it was written for, for the message.
         example: a text that can be read, for the message.
+        dashes: the name may be several words, as command lines write them: ``nearest-mean``.
 
     Raises:
         InputError: the text is nothing of that form.
@@ -23,7 +27,13 @@ def parse_call(text: str, flag: str, example: str) -> tuple[str, dict[str, Any]]
     Example:
         >>> parse_call("SGD(momentum=0.9)", "--optimizer", "SGD()")
         ('SGD', {'momentum': 0.9})
+        >>> parse_call("nearest-mean", "--oracle", "ridge()", dashes=True)
+        ('nearest-mean', {})
     """
+    words = re.match(r"\s*([A-Za-z]\w*(?:-[A-Za-z]\w*)+)\s*(\(.*)?$", text, re.DOTALL)
+    if dashes and words is not None:
+        _, arguments = parse_call(f"{words[1].replace('-', '_')}{words[2] or ''}", flag, example)
+        return words[1], arguments
     try:
         node = ast.parse(text.strip(), mode="eval").body
         if isinstance(node, ast.Name):

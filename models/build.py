@@ -71,6 +71,7 @@ class BaseNetwork:
     """One network: its file name, architecture, seed, and how its oracle weights are trained.
 
     Attributes:
+        training: None when no oracle is trained.
         rewrite: let the exporter rewrite the graph; it would fold a BatchNormalization into the
             Conv before it.
     """
@@ -79,7 +80,7 @@ class BaseNetwork:
     task: Task
     construct: Callable[[], nn.Module]
     seed: int
-    training: Training
+    training: Training | None
     rewrite: bool = True
 
 
@@ -232,6 +233,14 @@ def binary() -> nn.Module:
     return nn.Sequential(layers)
 
 
+def three_node() -> nn.Module:
+    """The 3-node network of Blum & Rivest 1988: two hidden units and an output."""
+    layers: OrderedDict[str, nn.Module] = OrderedDict(
+        fc1=nn.Linear(7, 2), units=nn.Sigmoid(), fc2=nn.Linear(2, 1), sigmoid=nn.Sigmoid()
+    )
+    return nn.Sequential(layers)
+
+
 def digits() -> Samples:
     """scikit-learn's 8x8 digits; the pixels are integers 0..16, so x is exact in float32."""
     bunch = load_digits()
@@ -243,6 +252,23 @@ def iris() -> Samples:
     """scikit-learn's iris, in centimetres; the label is 1 for virginica, 0 for the two others."""
     bunch = load_iris()
     return Samples(bunch.data.astype(np.float32), (bunch.target == 2).astype(np.int64))
+
+
+# The Fano plane: its 7 points cannot be split so that each line has points of both parts; without
+# one of its 7 lines they can.
+LINES = ((0, 1, 2), (0, 3, 4), (0, 5, 6), (1, 3, 5), (1, 4, 6), (2, 3, 6))
+
+
+def splitting() -> Samples:
+    """Blum & Rivest's training set for the Set Splitting instance LINES, on booleans.
+
+    The origin has label 1, the indicator of each element 0, the indicator of each set 1.
+    """
+    elements = np.eye(7, dtype=np.float32)
+    sets = [elements[list(line)].sum(axis=0) for line in LINES]
+    x = np.stack([np.zeros(7, dtype=np.float32), *elements, *sets])
+    y = np.array([1, *[0] * len(elements), *[1] * len(sets)], dtype=np.int64)
+    return Samples(x, y)
 
 
 def nll(p: Tensor, y: Tensor) -> Tensor:
@@ -269,6 +295,7 @@ def likely(p: NDArray[np.float32]) -> NDArray[np.int64]:
 LOGITS = Task(digits, "logits", 10, nn.functional.cross_entropy, largest)
 PROBS = Task(digits, "probs", 10, nll, largest)
 VIRGINICA = Task(iris, "p", 1, binary_cross_entropy, likely)
+SPLITTING = Task(splitting, "p", 1, binary_cross_entropy, likely)
 
 BASE_NETWORKS = (
     BaseNetwork("digits_linear", LOGITS, linear, 1, Training(learning_rate=1e-2)),
@@ -279,6 +306,9 @@ BASE_NETWORKS = (
     BaseNetwork("digits_probs", PROBS, probs, 6, Training(learning_rate=2e-3)),
     BaseNetwork("iris_binary", VIRGINICA, binary, 7, Training(learning_rate=1e-2, batch_size=16)),
 )
+
+THREE_NODE = BaseNetwork("three_node", SPLITTING, three_node, 8, None)
+"""For the oracle `exhaustive`, which finds what gradient descent does not."""
 
 
 def split(samples: Samples) -> Split:
@@ -325,6 +355,7 @@ def make_distinct(tensor: Tensor) -> None:
 def train(network: BaseNetwork, base: nn.Module, data: Split) -> nn.Module:
     """A trained copy of base: the epoch of least validation loss."""
     settings, loss_of = network.training, network.task.loss
+    assert settings is not None
     net, best, best_loss, waited = copy.deepcopy(base), copy.deepcopy(base), math.inf, 0
     optimizer = torch.optim.AdamW(
         net.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
@@ -524,6 +555,14 @@ def build(network: BaseNetwork, data: Split) -> Result:
     return Result(network.name, count, before, after)
 
 
+def build_three_node() -> None:
+    """Write the 3-node network and its data; it is trained by nobody here."""
+    samples = splitting()
+    base = export(THREE_NODE, construct_base(THREE_NODE), Split(samples, samples, samples))
+    (FOLDER / "three_node.onnx").write_bytes(base.SerializeToString(deterministic=True))
+    save_arrays(FOLDER / "three_node.npz", samples._asdict())
+
+
 def save_arrays(path: Path, arrays: dict[str, Any]) -> None:
     """Write an uncompressed .npz; numpy gives its members a constant time stamp."""
     np.savez(path, **arrays)
@@ -551,6 +590,7 @@ def main() -> None:
     torch.use_deterministic_algorithms(True)
     for samples in (digits, iris):
         save_arrays(FOLDER / f"{samples.__name__}.npz", samples()._asdict())
+    build_three_node()
     results = []
     for network in BASE_NETWORKS:
         result = build(network, split(network.task.samples()))

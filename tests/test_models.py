@@ -19,6 +19,7 @@ from conftest import ALL_MODELS, DIGITS_MODELS, MODELS, model_data
 
 from gdu_compile.torch_backend import lower_to_torch
 
+THREE_NODE = "three_node"
 # the least accuracy on the test part that an oracle of this task should have
 GOOD = {"digits_linear": 0.95, "digits_mlp": 0.95, "iris_binary": 0.9}
 # operators that the model is there for, how many; the last operator of the graph
@@ -89,9 +90,12 @@ def stated() -> dict[str, tuple[int, str, str]]:
 
 
 def test_every_file_is_known() -> None:
-    assert sorted(path.stem for path in MODELS.glob("*.onnx")) == sorted(ALL_MODELS)
+    # three_node has no trained oracle: its own is the algorithm `exhaustive`
+    assert sorted(path.stem for path in MODELS.glob("*.onnx")) == sorted([*ALL_MODELS, THREE_NODE])
     assert sorted(path.name for path in MODELS.glob("*.npz")) == sorted(
-        {f"{name}.oracle.npz" for name in ALL_MODELS} | {model_data(n).name for n in ALL_MODELS}
+        {f"{name}.oracle.npz" for name in ALL_MODELS}
+        | {model_data(n).name for n in ALL_MODELS}
+        | {f"{THREE_NODE}.npz"}
     )
     assert list(stated()) == ALL_MODELS
 
@@ -196,6 +200,24 @@ def test_a_build_gives_the_same_bytes(
         runs.append({path.name: path.read_bytes() for path in folder.iterdir()} | {"": result})
     assert runs[0] == runs[1]
     assert runs[0]["iris_binary.onnx"] == (MODELS / "iris_binary.onnx").read_bytes()
+
+
+def test_the_three_node_network_is_what_the_script_makes(
+    build: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "FOLDER", tmp_path)
+    build.build_three_node()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["three_node.npz", "three_node.onnx"]
+    for path in tmp_path.iterdir():
+        assert path.read_bytes() == (MODELS / path.name).read_bytes(), path.name
+    operators = [node.op_type for node in base_of(THREE_NODE).graph.node]
+    assert operators == ["Gemm", "Sigmoid", "Gemm", "Sigmoid"]
+    samples = build.splitting()
+    # Blum & Rivest: the origin in, the elements out, the sets in; two lines share one point
+    assert samples.y.tolist() == [1, *[0] * 7, *[1] * 6]
+    assert samples.x.sum(axis=1).tolist() == [0, *[1] * 7, *[3] * 6]
+    lines = samples.x[8:]
+    assert (lines @ lines.T == 1 + 2 * np.eye(6)).all()
 
 
 def test_a_build_refuses_merged_weights(build: ModuleType) -> None:

@@ -1,0 +1,1 @@
+"""Examples: each a script that prints what it shows, run by the tests."""

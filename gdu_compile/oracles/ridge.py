@@ -1,0 +1,166 @@
+"""Least squares on one-hot targets with a quadratic penalty, by conjugate gradients in a Loop."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import onnx_ir as ir
+
+from gdu_compile.errors import InputError
+from gdu_compile.oracles.compose import begin, compose, head
+from gdu_compile.oracles.head import last_layer
+from gdu_compile.oracles.problem import Problem
+
+TOLERANCE = 2.0**-40
+"""CG ends in a column where ‖residual‖² is below this share of what it was."""
+
+BEGIN = """
+ridge (float[n, d] phi, int64[n] Y) => (OUTPUTS) {
+    axis0 = Constant <value_ints: ints = [0]> ()
+"""
+CLASSES = "    targets = OneHot(Y, classes, off_on)               # [n, C]\n"
+ONE_COLUMN = "    targets = Gather <axis = 0> (off_on, Y)            # [n, 1]\n"
+
+CENTRE = """
+    first = Gather <axis = 0> (phi, zero)                  # [d]
+    moved = Sub(phi, first)                                # [n, d], 0 where a feature is constant
+    shift = ReduceMean <keepdims = 0> (moved, axis0)       # [d]
+    centred = Sub(moved, shift)
+    mean_t = ReduceMean <keepdims = 0> (targets, axis0)    # [C]
+    t = Sub(targets, mean_t)                               # [n, C]
+"""
+NO_CENTRE = "    centred = Identity(phi)  t = Identity(targets)\n"
+
+SOLVE = """
+    high = ReduceMax <keepdims = 0> (centred)
+    low = ReduceMin <keepdims = 0> (centred)
+    minus_low = Neg(low)
+    largest = Max(high, minus_low)
+    is_scale = Greater(largest, none)
+    scale = Where(is_scale, largest, one)                  # the Gram matrix cannot overflow
+    x = Div(centred, scale)                                # [n, d], in [−1, 1]
+
+    gram0 = Gemm <transA = 1> (x, x)                       # [d, d]
+    columns = Gemm <transA = 1> (x, t)                     # [d, C]
+    unit = EyeLike(gram0)
+    diagonal = Mul(gram0, unit)
+    trace = ReduceSum <keepdims = 0> (diagonal)
+    mean_of_diagonal = Div(trace, d_float)
+    is_mean = Greater(mean_of_diagonal, none)
+    level = Where(is_mean, mean_of_diagonal, one)
+    gram1 = Div(gram0, level)                              # its diagonal has the mean 1
+    ridge = Mul(unit, penalty)
+    gram = Add(gram1, ridge)
+    r0 = Div(columns, level)
+    v0 = Mul(r0, none)
+    rho0 = ReduceSumSquare <keepdims = 0> (r0, axis0)      # [C]
+    enough = Mul(rho0, tolerance)
+
+    v_end, r_end, p_end, rho_end = Loop <body = conjugate_gradients
+      (int64 step, bool more, float[d, C] v, float[d, C] r, float[d, C] p, float[C] rho)
+      => (bool again, float[d, C] v2, float[d, C] r2, float[d, C] p2, float[C] rho2) {
+        q = MatMul(gram, p)                                # [d, C]
+        pq = Mul(p, q)
+        curvature = ReduceSum <keepdims = 0> (pq, axis0)   # [C]
+        pp = ReduceSumSquare <keepdims = 0> (p, axis0)
+        rounding = Mul(pp, epsilon)
+        curved = Greater(curvature, rounding)              # else the column is done: no 0/0
+        open = Greater(rho, enough)
+        going = And(curved, open)                          # [C]
+
+        below = Where(going, curvature, one)
+        ratio = Div(rho, below)
+        alpha = Where(going, ratio, none)
+        dv = Mul(alpha, p)
+        dr = Mul(alpha, q)
+        v2 = Add(v, dv)
+        r2 = Sub(r, dr)
+        left = ReduceSumSquare <keepdims = 0> (r2, axis0)
+        rho2 = Where(going, left, none)                    # a column that is done stays done
+        old = Where(going, rho, one)
+        beta = Div(rho2, old)
+        dp = Mul(beta, p)
+        p2 = Add(r2, dp)
+
+        open2 = Greater(rho2, enough)
+        counts = Cast <to = 6> (open2)
+        any = ReduceMax <keepdims = 0> (counts)
+        again = Cast <to = 9> (any)
+    }> (iterations, yes, v0, r0, r0, rho0)
+
+    w = Div(v_end, scale)                                  # [d, C]
+    W = Transpose <perm = [1, 0]> (w)
+"""
+BIAS = """
+    origin = Add(first, shift)                             # [d], the mean of the features
+    at_mean = MatMul(W, origin)
+    b = Sub(mean_t, at_mean)
+}"""
+NO_BIAS = "}"
+
+
+def ridge(problem: Problem, *, penalty: float = 0.001, iterations: int | None = None) -> ir.Model:
+    """Ridge regression of one-hot targets on the features of the last layer.
+
+    Minimises ‖Φw + b − t‖² + λ‖w‖² for the targets t of each class: 1 for its samples, else 0.  λ
+    is ``penalty`` times the mean of the diagonal of ΦᵀΦ (Φ centred), so it means the same whatever
+    the scale and the number of samples; the bias is not penalised.  One logit has the targets −1
+    and 1, one value 0 and 1.  A layer without a bias is fitted without one.
+
+    Source: Hoerl & Kennard 1970; conjugate gradients: Hestenes & Stiefel 1952
+    Cost: n·d² + n·d·C multiplications once, d²·C per iteration (at most d + 1)
+
+    Limits: float32 throughout.  The Gram matrix [d, d] is held.  With penalty 0 and dependent
+    features the solution is the one of least norm, as far as float32 carries.
+
+    Args:
+        problem: what the oracle is built for.
+        penalty: λ relative to the mean of the Gram matrix' diagonal; 0 or more.
+        iterations: the most iterations; None for d + 1.
+
+    Raises:
+        InputError: a penalty or a number of iterations out of range.
+        UnsupportedError: the base does not end in a linear layer.
+
+    Example:
+        >>> import numpy as np
+        >>> from gdu_compile.oracles import problem_of, run_alone
+        >>> with np.load("models/digits.npz") as data:
+        ...     x, y = data["x"], data["y"]
+        >>> algorithm = ridge(problem_of("models/digits_linear.onnx", len(y)), penalty=0.01)
+        >>> w = run_alone(algorithm, {"x": x}, y)
+        >>> logits = x.reshape(-1, 64) @ w["fc.weight"].T + w["fc.bias"]
+        >>> bool(np.mean(logits.argmax(axis=1) == y) > 0.94)
+        True
+    """
+    check_arguments(penalty, iterations)
+    layer = last_layer(problem)
+    one, bias = layer.classes == 1, layer.bias is not None
+    low = -1.0 if one and problem.site.kind != "values" else 0.0
+    off_on = [[low], [1.0]] if one else [low, 1.0]
+    text = [
+        begin(BEGIN, bias), ONE_COLUMN if one else CLASSES, CENTRE if bias else NO_CENTRE, SOLVE,
+        BIAS if bias else NO_BIAS,
+    ]  # fmt: skip
+    graph = head(
+        "".join(text), classes=layer.classes, off_on=np.array(off_on), zero=0, none=0.0, one=1.0,
+        yes=True, d_float=float(layer.d), penalty=float(penalty), tolerance=TOLERANCE,
+        epsilon=float(np.finfo(np.float32).eps),
+        iterations=layer.d + 1 if iterations is None else iterations,
+    )  # fmt: skip
+    return compose(problem, layer, graph, [layer], "ridge")
+
+
+def check_arguments(penalty: float, iterations: int | None) -> None:
+    """Raise InputError, with all complaints, when an argument makes no sense."""
+    problems = []
+    if not isinstance(penalty, int | float) or isinstance(penalty, bool):
+        problems.append(f"penalty={penalty!r} is no number")
+    elif not (penalty >= 0 and math.isfinite(np.float32(penalty))):
+        problems.append(f"penalty={penalty!r} has to be a finite number, 0 or more")
+    whole = isinstance(iterations, int) and not isinstance(iterations, bool)
+    if iterations is not None and (not whole or iterations < 1):
+        problems.append(f"iterations={iterations!r} has to be a whole number above 0")
+    if problems:
+        raise InputError("oracle ridge: bad arguments", problems)
