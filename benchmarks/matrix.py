@@ -16,15 +16,15 @@ from rich.console import Console
 from rich.progress import track
 
 import gdu_compile
-from gdu_compile import carrying, specialize, training
-from gdu_compile.compiler import Source
+from gdu_compile import carrying, training
+from gdu_compile.bases import Source
 from gdu_compile.digits import CODES, DEFAULT_GAIN
 from gdu_compile.metadata import Extension
 from gdu_compile.optimizers import OptimizerSpec
 from gdu_compile.options import TrainOptions
-from gdu_compile.report import Report
+from gdu_compile.preparation import prepare_training
+from gdu_compile.report import Report, WeightRow
 from gdu_compile.verification import Verifier
-from gdu_compile.workflows import prepare_training
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "stacks.md"
@@ -122,24 +122,28 @@ def model_runs(model: str, digits: str) -> Iterator[Run]:
     facts = Extension.from_metadata(extended.metadata_props)
     options = TrainOptions(data=data, batch_size=0)
     prepared = prepare_training(extended, options, Report("matrix", model))
-    with Source(base).bases(specialize.oracle_in(extended)) as (oracle, initial):
-        verifier = Verifier(extended, oracle, initial, prepared.data, model)
-        for lr in RATES:
-            for batch_size in BATCHES:
-                result = training.train(
-                    extended, prepared.data, loss=prepared.loss, optimizer=prepared.optimizer,
-                    lr=lr, steps=2, batch_size=batch_size or len(prepared.data),
-                )  # fmt: skip
-                verdict = verifier.check(result.theta)
-                plan = carrying.Training(prepared.optimizer, lr, 2, facts.gain)
-                yield Run(
-                    model, str(prepared.optimizer), digits, lr, batch_size, 2,
-                    carrying.predicted_digit_error(plan, CODES[digits]),
-                    max(row.digit_error for row in verdict.weights), verdict.reproduced,
-                    result.armed_at_step, result.gradient_after_arming,
-                )  # fmt: skip
-        yield Run("untrained", "", digits, 0, 0, 0, math.inf, math.inf,
-                  verifier.untrained().reproduced, None, None)  # fmt: skip
+    verifier = Verifier(extended, Source(base), prepared.data, model)
+    for lr in RATES:
+        for batch_size in BATCHES:
+            result = training.train(
+                extended, prepared.data, loss=prepared.loss, optimizer=prepared.optimizer,
+                lr=lr, steps=2, batch_size=batch_size or len(prepared.data),
+            )  # fmt: skip
+            verdict = verifier.check(result.theta)
+            plan = carrying.Training(prepared.optimizer, lr, 2, facts.gain)
+            yield Run(
+                model, str(prepared.optimizer), digits, lr, batch_size, 2,
+                carrying.predicted_digit_error(plan, CODES[digits]),
+                largest_error(verdict.weights), verdict.reproduced,
+                result.armed_at_step, result.gradient_after_arming,
+            )  # fmt: skip
+    yield Run("untrained", "", digits, 0, 0, 0, math.inf, math.inf,
+              verifier.untrained().reproduced, None, None)  # fmt: skip
+
+
+def largest_error(rows: list[WeightRow]) -> float:
+    """The largest digit error of the weights."""
+    return max(math.inf if row.digit_error is None else row.digit_error for row in rows)
 
 
 def optimizer_run(label: str, optimizer: str, digits: str, **options: Any) -> Run:
@@ -156,7 +160,7 @@ def optimizer_run(label: str, optimizer: str, digits: str, **options: Any) -> Ru
     return Run(
         label, optimizer, digits, chosen["lr"], 64, chosen["steps"],
         carrying.predicted_digit_error(plan, CODES[digits]),
-        max(row.digit_error for row in report.weights), bool(report.reproduced),
+        largest_error(report.weights), bool(report.reproduced),
         report.armed_at_step, report.gradient_after_arming,
     )  # fmt: skip
 

@@ -30,11 +30,11 @@ from benchmarks import networks, peak
 from benchmarks.steps import BATCH, Inputs, Step, batch_of, profiled, step_rows
 from benchmarks.timing import Candidate, Row, alternate, timed_row
 from gdu_compile import compiler, model_io, specialize, workflows
+from gdu_compile.bits import same_bits
 from gdu_compile.digits import CODES, DEFAULT_CODE
 from gdu_compile.metadata import Extension
 from gdu_compile.tables import new_table
 from gdu_compile.torch_backend import lower_to_torch
-from gdu_compile.verification import same_bits
 
 ROOT = Path(__file__).resolve().parent.parent
 LOAD_SCRIPT = Path(__file__).with_name("load.py")

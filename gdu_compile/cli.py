@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from rich.markup import escape
 
 import gdu_compile
-from gdu_compile import model_io, passes, tables
+from gdu_compile import model_io, oracles, passes, tables
 from gdu_compile import options as option_classes
 from gdu_compile.errors import GduError, InputError
 from gdu_compile.report import SCHEMA, Report
@@ -102,8 +103,9 @@ def app() -> None:
     """Extend a network so that plain gradient descent reproduces given weights, bit for bit.
 
     \b
-    gdu-compile MODEL.onnx --weights W.npz        compile, train, confirm
-    gdu-compile COMMAND --help                    the other jobs
+    gdu-compile MODEL.onnx --weights W.npz                compile, train, confirm
+    gdu-compile MODEL.onnx --oracle ridge --data D.npz    the same for an algorithm
+    gdu-compile COMMAND --help                            the other jobs
 
     Exit codes: 0 reproduced, 1 not reproduced, 2 bad input, 3 internal error, 130 interrupted.
     """
@@ -112,22 +114,27 @@ def app() -> None:
 @app.command("compile")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option(
-    "--weights", required=True, metavar="W", type=click.Path(path_type=Path),
+    "--weights", metavar="W", type=click.Path(path_type=Path),
     help="Oracle weights w*: .npz, .safetensors, .pt (a state_dict), or another .onnx of the "
     "network; keyed by initializer name.",
 )  # fmt: skip
+@click.option(
+    "--oracle", metavar="'NAME(ARGS)'|ALGO.onnx",
+    help="Instead of weights an algorithm, which runs inside the network on the training set that "
+    "gradient descent records: one of gdu-compile oracles, or an ONNX graph (X, Y) → weights.",
+)  # fmt: skip
 @flags_of(option_classes.CompileOptions)
 @common
-def compile_command(model: Path, weights: Path, as_json: bool, verbose: bool, quiet: bool,
-                    **options: Any) -> int:  # fmt: skip
-    """Extend MODEL so that training reproduces the weights; train it; confirm.
+def compile_command(model: Path, weights: Path | None, oracle: str | None, as_json: bool,
+                    verbose: bool, quiet: bool, **options: Any) -> int:  # fmt: skip
+    """Extend MODEL so that training reproduces an oracle's weights; train it; confirm.
 
     Writes NAME.gdu.onnx and NAME.gdu.trained.onnx into the current folder, or as -o says.
     """
     configure(verbose, quiet)
     if options["output"] is None:
         options["output"] = Path(f"{model.stem}.gdu.onnx")
-    report = gdu_compile.compile(model, weights, **options).report
+    report = gdu_compile.compile(model, weights, oracle=oracle, **options).report
     return show(report, as_json, quiet, plan=verbose or options["dry_run"])
 
 
@@ -215,6 +222,23 @@ def passes_command(as_json: bool, verbose: bool, quiet: bool) -> int:
     for kind in rows:
         table.add_row(str(kind["name"]), str(kind["about"]), ", ".join(kind["needs"]),
                       ", ".join(kind["gives"]))  # fmt: skip
+    tables.console().print(table)
+    return 0
+
+
+@app.command("oracles")
+@common
+def oracles_command(as_json: bool, verbose: bool, quiet: bool) -> int:
+    """List the oracles that --oracle knows by name."""
+    configure(verbose, quiet)
+    rows = oracles.describe()
+    if as_json:
+        described = [dataclasses.asdict(row) for row in rows]
+        print_json({"schema": SCHEMA, "command": "oracles", "oracles": described})
+        return 0
+    table = tables.new_table("oracle", "what it does", "source", "cost")
+    for row in rows:
+        table.add_row(escape(f"{row.name}({row.arguments})"), row.line, row.source, row.cost)
     tables.console().print(table)
     return 0
 

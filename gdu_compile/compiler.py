@@ -5,44 +5,40 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
-from gdu_compile import carrying, model_io, runtime, specialize
+from gdu_compile import carrying, model_io, specialize
+from gdu_compile.algorithm import AlgorithmLike, is_file_name
+from gdu_compile.bases import ModelLike, Source
+from gdu_compile.confirmation import confirm, run_training, verifier_for
 from gdu_compile.contracts import state_of
-from gdu_compile.data import fixed_batch, peek_targets, synthetic_inputs
+from gdu_compile.data import fixed_batch, peek_targets
 from gdu_compile.digits import Array, DigitCode, code_named
-from gdu_compile.errors import InputError, UnsupportedError
+from gdu_compile.errors import InputError
 from gdu_compile.explain import explain
 from gdu_compile.losses import LossSpec
-from gdu_compile.metadata import Extension
 from gdu_compile.optimizers import OptimizerSpec
 from gdu_compile.options import CompileOptions
 from gdu_compile.oracle_weights import OracleWeights, WeightsLike
-from gdu_compile.passes import RECORD_PASSES, record_passes
-from gdu_compile.passes._base import timed
-from gdu_compile.report import PassRow, Report
-from gdu_compile.verification import Verifier, same_bits
-from gdu_compile.workflows import (
+from gdu_compile.passes import LEARN_PASSES, RECORD_PASSES, learn_passes, record_passes
+from gdu_compile.passes._base import GduPass, timed
+from gdu_compile.preparation import (
     Prepared,
-    confirm,
-    dataset,
-    describe,
+    default_steps,
+    prepare_data,
     prepare_training,
-    run_training,
-    trained_name,
-)  # fmt: skip
+    wanted_batch,
+)
+from gdu_compile.report import PassRow, Report
+from gdu_compile.training_set import form_of
+from gdu_compile.workflows import describe, trained_name
 
 logger = logging.getLogger(__name__)
-
-ModelLike = str | PathLike[str] | ir.Model
 
 
 @dataclass
@@ -62,12 +58,21 @@ class Compiled:
     theta: dict[str, Array] | None = None
 
 
-def compile(model: ModelLike, weights: WeightsLike, **options: Any) -> Compiled:
-    """Extend a base network so that gradient descent reproduces the oracle weights; confirm it.
+def compile(
+    model: ModelLike,
+    weights: WeightsLike | None = None,
+    *,
+    oracle: AlgorithmLike | None = None,
+    **options: Any,
+) -> Compiled:
+    """Extend a base network so that gradient descent reproduces an oracle's weights; confirm it.
 
     Args:
         model: the base: an ONNX file, or an onnx_ir model (left as it is).
-        weights: w*: an .npz, .safetensors, .pt or .onnx file, or a mapping name → array.
+        weights: w* (method record): an .npz, .safetensors, .pt or .onnx file, or a mapping
+            name → array.
+        oracle: an algorithm instead of weights (method learn): the name of an included or
+            registered one, ``"ridge(penalty=0.1)"``, an ONNX file, or an onnx_ir model.
         options: see ``options.CompileOptions``; ``output`` None writes nothing.
 
     Returns:
@@ -79,7 +84,7 @@ def compile(model: ModelLike, weights: WeightsLike, **options: Any) -> Compiled:
 
     Source:
         Welper, Universality of Gradient Descent Neural Network Training,
-        arXiv 2007.13664; docs/theory.md §2 (record).
+        arXiv 2007.13664; docs/theory.md (record), docs/learn.md (learn).
 
     Example:
         >>> import gdu_compile
@@ -88,15 +93,21 @@ def compile(model: ModelLike, weights: WeightsLike, **options: Any) -> Compiled:
         ... )
         >>> compiled.report.reproduced, compiled.report.armed_at_step
         (True, 1)
+        >>> learnt = gdu_compile.compile(
+        ...     "models/digits_linear.onnx", oracle="nearest-mean", data="models/digits.npz"
+        ... )
+        >>> learnt.report.reproduced, learnt.report.memory.slots
+        (True, 1797)
     """
     chosen = CompileOptions.of(options)
-    check_outputs((model, weights, chosen.data), chosen)
+    check_outputs((model, weights, oracle, chosen.data, chosen.test_data), chosen,
+                  RECORD_PASSES if oracle is None else LEARN_PASSES)  # fmt: skip
     begin = time.perf_counter()
     source = Source(model)
-    extended = source.raised()
+    extended = source.raised(opset_wanted(oracle))
     report = Report("compile", source.name, why=None)
-    code, report.digits_why = choose_digits(chosen)
-    rewrite(extended, OracleWeights.load(weights, chosen.rename), code, chosen, report)
+    passes = plan(extended, weights, oracle, chosen, report)
+    rewrite(extended, passes, chosen, report)
     if chosen.stop_after is None:
         describe(report, extended)
     report.bytes = {"base": source.tensor_bytes, "extended": model_io.tensor_bytes(extended)}
@@ -105,102 +116,63 @@ def compile(model: ModelLike, weights: WeightsLike, **options: Any) -> Compiled:
     if prepared is None:
         write(report, source, extended, None, chosen)
         return Compiled(report, extended)
-    with source.bases(specialize.oracle_in(extended)) as (base, initial):
-        verifier = Verifier(extended, base, initial, prepared.data, source.name)
-        theta = run_training(extended, prepared, report).theta
-        trained = specialize.filled(extended, theta)
-        write(report, source, extended, trained, chosen)
-        confirm(report, verifier, theta, retrain=prepared)
+    verifier = verifier_for(extended, source, prepared, source.name, state_of(extended).alone)
+    theta = run_training(extended, prepared, report).theta
+    trained = specialize.filled(extended, theta)
+    write(report, source, extended, trained, chosen)
+    confirm(report, verifier, theta, retrain=prepared)
     return Compiled(report, extended, trained, theta)
 
 
-class Source:
-    """The base as it was given: a file, or a model in memory.
+def opset_wanted(oracle: AlgorithmLike | None) -> int:
+    """The opset that the base is raised to: our nodes need one, and an algorithm may need more."""
+    if oracle is None or (isinstance(oracle, str) and not is_file_name(oracle)):
+        return model_io.OPSET
+    model = oracle if isinstance(oracle, ir.Model) else model_io.load(oracle)
+    return max(model_io.OPSET, model_io.opset_of(model))
 
-    Attributes:
-        name: what to call it in messages.
-        tensor_bytes: bytes of its initializers, once it was read.
-        file_bytes: bytes of its file and external data, once it was read; None in memory.
+
+def plan(
+    model: ir.Model, weights: WeightsLike | None, oracle: AlgorithmLike | None,
+    options: CompileOptions, report: Report,
+) -> list[GduPass]:  # fmt: skip
+    """The passes of the method: record for weights, learn for an oracle.
+
+    Raises:
+        InputError: not exactly one of the two is given.
     """
-
-    def __init__(self, model: ModelLike) -> None:
-        self._model = model
-        self.name = str(model.graph.name if isinstance(model, ir.Model) else model)
-        self.tensor_bytes: int | None = None
-        self.file_bytes: int | None = None
-
-    def fresh(self) -> ir.Model:
-        """A copy that may be changed; tensors are shared or memory-mapped."""
-        if isinstance(self._model, ir.Model):
-            model = with_own_tensors(self._model.clone())
-        else:
-            model = model_io.load(self._model)
-            self.file_bytes = model_io.file_bytes(Path(self._model), model)
-        self.tensor_bytes = model_io.tensor_bytes(model)
-        return model
-
-    @contextmanager
-    def bases(self, weights: Mapping[str, Array]) -> Iterator[tuple[Path, Path]]:
-        """The base holding these weights, and the base as it was given, as files."""
-        with (
-            runtime.on_disk(specialize.with_weights(self.fresh(), weights)) as holding,
-            runtime.on_disk(self.fresh()) as initial,
-        ):
-            yield holding, initial
-
-    def raised(self) -> ir.Model:
-        """A copy at opset 18 or above, compared with the original in onnxruntime.
-
-        Raises:
-            UnsupportedError: the raised model does not give the same bits.
-        """
-        original = self.fresh()
-        before = model_io.opset_of(original)
-        if before >= model_io.OPSET:
-            return original
-        model = model_io.raise_opset(self.fresh())
-        inputs = seeded_inputs(model)
-        batch = fixed_batch(model.graph.inputs)
-        with runtime.on_disk(original) as old, runtime.on_disk(model) as new:
-            expected = runtime.run(old, inputs, level="none", batch=batch, called=self.name)
-            got = runtime.run(new, inputs, list(expected), level="none", batch=batch)
-        if different := [n for n in expected if not same_bits(expected[n], got[n])]:
-            raise UnsupportedError(
-                f"{self.name}: raising it from opset {before} to {model_io.OPSET} changes the "
-                f"output {', '.join(different)}; export it with opset {model_io.OPSET} or above"
-            )
-        return model
-
-
-def with_own_tensors(model: ir.Model) -> ir.Model:
-    """Tensors of their own names: onnx_ir renames a tensor with its value, and a clone shares its
-    tensors with the caller's model.  The contents stay shared."""
-    for graph in model.graphs():
-        for value in graph.initializers.values():
-            if value.const_value is not None:
-                value.const_value = alias(value.const_value)
-        for node in graph:
-            for name, attribute in node.attributes.items():
-                if attribute.type == ir.AttributeType.TENSOR:
-                    node.attributes[name] = ir.AttrTensor(name, alias(attribute.as_tensor()))
-    return model
-
-
-def alias(tensor: ir.TensorProtocol) -> ir.LazyTensor:
-    """The same contents under a name of its own."""
-    shape = ir.Shape(tensor.shape.numpy())
-    return ir.LazyTensor(lambda: tensor, dtype=tensor.dtype, shape=shape, name=tensor.name)
-
-
-def seeded_inputs(model: ir.Model) -> dict[str, Array]:
-    """Seeded inputs for a comparison of two models."""
+    if (weights is None) == (oracle is None):
+        raise InputError("give oracle weights with --weights W, or an algorithm with "
+                         "--oracle NAME: one of them; see gdu-compile compile --help")  # fmt: skip
+    loss = None if options.loss is None else LossSpec.parse(options.loss)
+    targets = peek_targets(options.data)
+    if oracle is None:
+        assert weights is not None
+        code, report.digits_why = choose_digits(options, default_steps_of(options, None))
+        return record_passes(
+            OracleWeights.load(weights, options.rename), code=code,
+            theta_dtype=options.theta_dtype, logits=options.logits,
+            class_axis=options.class_axis, loss=loss, targets=targets,
+            allow_extra=options.allow_extra, strict=options.strict, cover_all=options.cover_all,
+            gain=options.gain, batch_limit=options.batch_limit, bucket_bytes=options.bucket_bytes,
+        )  # fmt: skip
     inputs = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
-    return synthetic_inputs(inputs, np.random.default_rng(0))
+    samples, fields = form_of(inputs, options.data, options.hold_out)
+    size = fixed_batch(inputs) or wanted_batch(options, learns=True) or samples
+    code, report.digits_why = choose_digits(options, default_steps_of(options, (samples, size)))
+    return learn_passes(
+        oracle, samples=samples, fields=fields, code=code, theta_dtype=options.theta_dtype,
+        logits=options.logits, class_axis=options.class_axis, loss=loss, targets=targets,
+        allow_extra=options.allow_extra, strict=options.strict, gain=options.gain,
+        bucket_bytes=options.bucket_bytes, max_iterations=options.max_iterations,
+    )  # fmt: skip
 
 
-def check_outputs(inputs: Sequence[object], options: CompileOptions) -> None:
+def check_outputs(
+    inputs: Sequence[object], options: CompileOptions, passes: Sequence[type[GduPass]]
+) -> None:
     """Refuse outputs that exist, or that would replace an input, before any work."""
-    names = [kind.__name__ for kind in RECORD_PASSES]
+    names = [kind.__name__ for kind in passes]
     if options.stop_after not in {None, *names}:
         raise InputError(f"--stop-after {options.stop_after}: no such pass",
                          [f"passes: {', '.join(names)}"])  # fmt: skip
@@ -223,29 +195,26 @@ def dump_name(folder: Path, index: int, name: str) -> Path:
     return folder / f"{index:02d}-{name}.onnx"
 
 
-def choose_digits(options: CompileOptions) -> tuple[DigitCode, str]:
+def default_steps_of(options: CompileOptions, form: tuple[int, int] | None) -> int:
+    """The steps that will be made; ``form`` is (samples, batch size) for learn."""
+    samples, size = form or (0, 1)
+    return options.steps or default_steps(samples, size, learns=form is not None)
+
+
+def choose_digits(options: CompileOptions, steps: int) -> tuple[DigitCode, str]:
     """The digit code, and why: as named, or the smallest that the bounds allow."""
     if options.digits != "auto":
         return code_named(options.digits), "as asked for"
     optimizer = OptimizerSpec.parse(options.optimizer)
     return carrying.smallest_code(
-        carrying.Training(optimizer, options.lr, options.steps, options.gain, options.theta_dtype)
+        carrying.Training(optimizer, options.lr, steps, options.gain, options.theta_dtype)
     )
 
 
 def rewrite(
-    model: ir.Model, oracle: OracleWeights, code: DigitCode, options: CompileOptions,
-    report: Report,
-) -> None:  # fmt: skip
-    """Run the record passes in place, timed; dump, stop and explain as asked."""
-    passes = record_passes(
-        oracle, code=code, theta_dtype=options.theta_dtype, logits=options.logits,
-        class_axis=options.class_axis,
-        loss=None if options.loss is None else LossSpec.parse(options.loss),
-        targets=peek_targets(options.data), allow_extra=options.allow_extra,
-        strict=options.strict, cover_all=options.cover_all, gain=options.gain,
-        batch_limit=options.batch_limit, bucket_bytes=options.bucket_bytes,
-    )  # fmt: skip
+    model: ir.Model, passes: Sequence[GduPass], options: CompileOptions, report: Report
+) -> None:
+    """Run the passes in place, timed; dump, stop and explain as asked."""
     for index, pass_ in enumerate(passes):
         name = type(pass_).__name__
         modified, seconds = timed(pass_, model)
@@ -260,7 +229,7 @@ def rewrite(
             break
     report.warnings += state_of(model).notes
     if options.why is not None:
-        report.why = explain(model, options.why, oracle)
+        report.why = explain(model, options.why)
 
 
 def prepare(extended: ir.Model, options: CompileOptions, report: Report) -> Prepared | None:
@@ -268,11 +237,22 @@ def prepare(extended: ir.Model, options: CompileOptions, report: Report) -> Prep
     if options.stop_after is not None:
         return None
     if options.dry_run or not options.confirm:
-        if options.data is not None:
-            site = Extension.from_metadata(extended.metadata_props).logits
-            dataset(extended, options, LossSpec.of(options.loss, site))
+        check_only(extended, options)
         return None
     return prepare_training(extended, options, report)
+
+
+def check_only(extended: ir.Model, options: CompileOptions) -> None:
+    """What can be refused when nothing shall be trained: the data, and what the oracle returns."""
+    state = state_of(extended)
+    assert state.logits is not None
+    if options.data is None and state.alone is None:
+        return
+    loaded = prepare_data(extended, options, LossSpec.of(options.loss, state.logits))
+    if state.alone is not None and not options.dry_run:
+        assert loaded.classes is not None and state.memory is not None
+        samples = [loaded.data.inputs[field.name] for field in state.memory.fields]
+        state.alone.run(samples, loaded.classes, state.weights or ())
 
 
 def write(

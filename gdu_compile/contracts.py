@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
@@ -20,6 +21,9 @@ from gdu_compile.errors import ContractError
 META_KEY = "gdu"
 PASS_KEY = "gdu.pass"
 
+
+if TYPE_CHECKING:
+    from gdu_compile.algorithm import AlgorithmGraph
 
 DimSource = int | tuple[str, int] | None
 """Where a size comes from: fixed, (model input, dimension index), or not known before a run."""
@@ -224,6 +228,8 @@ class State:
     skipped: list[Skipped] | None = None
     # BindOraclePass: weights that the oracle holds under another name: name → the oracle's
     renamed: dict[str, str] = field(default_factory=dict)
+    # BindOraclePass, BindAlgorithmPass: the names that the oracle has
+    held: frozenset[str] | None = None
     # InsertRecorderPass
     code: DigitCode | None = None
     gain: float | None = None
@@ -235,10 +241,11 @@ class State:
     recorded_logits: ir.Value | None = None
     # BindAlgorithmPass
     algorithm: Algorithm | None = None
-    algorithm_graph: ir.Model | None = None
+    oracle_graph: AlgorithmGraph | None = None
+    alone: AlgorithmGraph | None = None
     # BindAlgorithmPass (without buckets), InsertMemoryPass
     memory: Memory | None = None
-    # BindOraclePass, BindAlgorithmPass: what is switched, in the order of the switch's outputs
+    # InsertRecorderPass, BindAlgorithmPass: what is switched, in the order of the outputs
     weights: list[Weight] | None = None
     # InlineAlgorithmPass: the weights' values in the main graph, and the tie
     computed: list[ir.Value] | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +87,30 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def take(self, indices: Array) -> Dataset:
+        """These samples, in this order."""
+        inputs = {name: array[indices] for name, array in self.inputs.items()}
+        return dataclasses.replace(self, inputs=inputs, labels=self.labels[indices])
+
+
+def held_out(samples: int, share: float) -> int:
+    """How many samples a share of them is; at least one is left to train on."""
+    return min(round(samples * share), samples - 1)
+
+
+def split(data: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
+    """(to train on, held out): a seeded choice; both keep the order of the data.
+
+    Example:
+        >>> data = Dataset("file", None, {"x": np.arange(10)}, np.arange(10))
+        >>> train, test = split(data, 0.3, seed=0)
+        >>> len(train), len(test), sorted([*train.labels, *test.labels]) == list(range(10))
+        (7, 3, True)
+    """
+    order = np.random.default_rng(seed).permutation(len(data))
+    size = held_out(len(data), share)
+    return data.take(np.sort(order[size:])), data.take(np.sort(order[:size]))
 
 
 def load_data(

@@ -7,10 +7,9 @@ import onnx_ir as ir
 from gdu_compile.contracts import PASS_KEY, Slot, State, state_of
 from gdu_compile.errors import InputError
 from gdu_compile.graph_view import reaching
-from gdu_compile.oracle_weights import OracleWeights
 
 
-def explain(model: ir.Model, name: str, oracle: OracleWeights) -> list[str]:
+def explain(model: ir.Model, name: str) -> list[str]:
     """Sentences about the tensor ``name``, after the passes have run.
 
     Raises:
@@ -18,11 +17,15 @@ def explain(model: ir.Model, name: str, oracle: OracleWeights) -> list[str]:
     """
     state = state_of(model)
     values = {str(v.name): v for v in all_values(model)}
-    held = name in oracle or name in state.renamed
+    held = name in (state.held or ()) or name in state.renamed
     if name not in values and not held:
-        raise InputError(f"--why {name}: no tensor of that name in the model or the oracle weights")
+        raise InputError(f"--why {name}: no tensor of that name in the model or the oracle")
     called = f" as {state.renamed[name]!r}" if name in state.renamed else ""
-    lines = [f"the oracle weights {'hold' if held else 'do not hold'} it{called}"]
+    if state.algorithm is None:
+        lines = [f"the oracle weights {'hold' if held else 'do not hold'} it{called}"]
+    else:
+        does = "computes" if held else "does not compute"
+        lines = [f"the oracle {state.algorithm.name} {does} it"]
     if name not in values:
         return [*lines, "the model has no such tensor (ignored: --allow-extra)"]
     lines += place(state, name)
@@ -48,6 +51,10 @@ def place(state: State, name: str) -> list[str]:
         for slot in bucket.slots:
             if slot.weight == name:
                 return [recorded(slot, bucket.theta), *lifted(state, name)]
+    for weight in state.algorithm.weights if state.algorithm is not None else ():
+        if weight.name == name:
+            return [f"computed: the algorithm's output, {weight.dtype} {list(weight.shape)}",
+                    *lifted(state, name)]  # fmt: skip
     for skipped in state.skipped or ():
         if skipped.name == name:
             return [f"not recorded: {skipped.reason}"]

@@ -171,24 +171,24 @@ def opset_of(model: ir.Model) -> int:
     return int(model.graph.opset_imports.get("", 1))
 
 
-def raise_opset(model: ir.Model) -> ir.Model:
-    """The model at opset 18 or above; itself when it is there already.
+def raise_opset(model: ir.Model, least: int = OPSET) -> ir.Model:
+    """The model at opset ``least`` or above; itself when it is there already.
 
     Raises:
         UnsupportedError: onnx.version_converter cannot raise it.
     """
     version = opset_of(model)
-    if version >= OPSET:
+    if version >= least:
         return model
     # The converter drops model-local functions, so they are inlined first.
     common.InlinePass()(model)
     try:
-        proto = onnx.version_converter.convert_version(ir.to_proto(model), OPSET)
+        proto = onnx.version_converter.convert_version(ir.to_proto(model), least)
     except Exception as error:
         # The C++ converter raises plain RuntimeError and onnx's own types alike.
         raise UnsupportedError(
             f"the model has opset {version}, and onnx.version_converter cannot raise it to "
-            f"{OPSET}: {first_line(error)}; export it with opset {OPSET} or above"
+            f"{least}: {first_line(error)}; export it with opset {least} or above"
         ) from error
     return ir.from_proto(proto)
 

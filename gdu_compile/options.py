@@ -96,12 +96,24 @@ class DataOptions(Options):
         None, "Training data: .npz with 'y' and 'x', or one array per model input. "
         "Without it: a seeded synthetic batch with random labels.", metavar="D.npz",
     )  # fmt: skip
+    test_data: Path | None = option(
+        None, "Held-out data, in the form of --data: the accuracy is that on it.", metavar="D.npz",
+    )  # fmt: skip
+    hold_out: float = option(0.0, "Share of --data that is not trained on, chosen by the seed: "
+                             "the accuracy is that on it.", metavar="SHARE")  # fmt: skip
     device: str = option("cpu", "Torch device: cpu, cuda, cuda:1 …", metavar="DEVICE")
     seed: int = option(0, "Seed of synthetic data and of the order of samples.")
 
     def problems(self) -> list[str]:
         """Every value that is out of range."""
-        return [f"--seed {self.seed}: must be 0 or more"] if self.seed < 0 else []
+        problems = [f"--seed {self.seed}: must be 0 or more"] if self.seed < 0 else []
+        if not 0 <= self.hold_out < 1:
+            problems.append(f"--hold-out {self.hold_out}: must be 0 or more, and below 1")
+        if self.data is None and (self.test_data is not None or self.hold_out):
+            problems.append("--test-data and --hold-out need --data")
+        if self.test_data is not None and self.hold_out:
+            problems.append("--test-data and --hold-out: give one of them")
+        return problems
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,17 +127,19 @@ class TrainOptions(DataOptions):
         "Without it: the default of the output kind (docs/commands.md).", metavar="'NAME(ARGS)'",
     )  # fmt: skip
     lr: float = option(0.1, "Learning rate; any in range works (THEORY Lemma 4).")
-    steps: int = option(3, "Optimizer steps; one is enough.")
-    batch_size: int = option(64, "Samples a step; 0 for the full batch.")
+    steps: int | None = option(None, "Optimizer steps. Without it: 3; for learn one pass over the "
+                               "data, and one step more.", metavar="INTEGER")  # fmt: skip
+    batch_size: int | None = option(None, "Samples a step; 0 for the full batch. Without it: 64; "
+                                    "for learn the full batch.", metavar="INTEGER")  # fmt: skip
     output: Path | None = option(None, "Where to write.", metavar="FILE", short="-o")
     force: bool = option(False, "Replace existing files.")
 
     def problems(self) -> list[str]:
         """Every value that is out of range."""
         problems = super().problems()
-        if self.steps < 1:
+        if self.steps is not None and self.steps < 1:
             problems.append(f"--steps {self.steps}: must be 1 or more")
-        if self.batch_size < 0:
+        if self.batch_size is not None and self.batch_size < 0:
             problems.append(f"--batch-size {self.batch_size}: must be 0 (full batch) or more")
         if not 0 <= self.lr <= MAX_FLOAT32:
             problems.append(f"--lr {self.lr}: must be 0 or more, and finite in float32")
@@ -147,6 +161,7 @@ class CompileOptions(TrainOptions):
                          metavar="2**-N")  # fmt: skip
     batch_limit: int = option(2**20, "N: the largest batch that will ever be trained on.")
     bucket_bytes: int = option(64 << 20, "Size of one trainable tensor at which a new one begins.")
+    max_iterations: int = option(10**6, "Bound on the iterations of each Loop of an algorithm.")
     rename: Rename = option((), "Rename oracle tensors by re.sub, before they are matched; may be "
         "given several times. An = in REGEX is written \\=.", metavar="REGEX=REPL")  # fmt: skip
     allow_extra: bool = option(False, "Ignore oracle tensors that the model does not have.")
@@ -169,6 +184,8 @@ class CompileOptions(TrainOptions):
             problems.append(f"--digits {self.digits}: auto, {', '.join(CODES)}")
         if self.theta_dtype not in UNIT_ROUNDOFF:
             problems.append(f"--theta-dtype {self.theta_dtype}: {' or '.join(UNIT_ROUNDOFF)}")
+        if not 1 <= self.max_iterations <= 2**62:
+            problems.append(f"--max-iterations {self.max_iterations}: must be 1 … 2**62")
         if self.bucket_bytes < 1:
             problems.append(f"--bucket-bytes {self.bucket_bytes}: must be 1 or more")
         problems += parse_rules(self.rename)[1]

@@ -23,7 +23,7 @@ class WeightRow:
         dtype: as numpy spells it.
         bit_equal: decoded weight and oracle have the same bits.
         max_ulp: largest distance in units in the last place.
-        digit_error: max |r − s|, limit 1.
+        digit_error: max |r − s|, limit 1; None where the weight is computed (learn).
         headroom_bits: −log2 of it; None when it is 0 or infinite.
         worst: index of the element with the largest digit error, None when there is none.
     """
@@ -33,7 +33,7 @@ class WeightRow:
     dtype: str
     bit_equal: bool
     max_ulp: int
-    digit_error: float
+    digit_error: float | None
     headroom_bits: float | None
     worst: list[int] | None
 
@@ -46,6 +46,45 @@ class ForwardCheck:
     max_abs_diff: float
     samples: int
     optimization: str
+
+
+@dataclass
+class MemoryCheck:
+    """The training set as it is read back from the trained file.
+
+    Attributes:
+        slots: n.
+        filled: slots whose calibrator is not 0.
+        bit_equal: every sample has the bits of the data set's.
+        labels_equal: every label is the data set's.
+        digit_error: max |r − s|, limit 1; None when it is not known what s is.
+        headroom_bits: −log2 of it; None when it is 0 or infinite.
+        worst: [slot, input's number, flat index of the element] with the largest digit error.
+        wrong: the first few slots that differ.
+        permuted_order: trained in another order, the memory is in that order; None: not tried.
+        changed_slots_only: one label and one input value changed, only their slots differ; None:
+            not tried.
+    """
+
+    slots: int
+    filled: int
+    bit_equal: bool
+    labels_equal: bool
+    digit_error: float | None
+    headroom_bits: float | None
+    worst: list[int] | None
+    wrong: list[int]
+    permuted_order: bool | None = None
+    changed_slots_only: bool | None = None
+
+
+@dataclass
+class AlgorithmCheck:
+    """The weights that the network computes against the algorithm run alone, in onnxruntime
+    without optimisations, on the data in the order of presentation."""
+
+    name: str
+    bit_equal_to_oracle_run: bool
 
 
 @dataclass
@@ -106,9 +145,9 @@ class Report:
     torch: TorchCheck | None = None
     gradient_after_arming: float | None = None
     negative_controls: list[Control] = field(default_factory=list)
-    memory: None = None
-    algorithm: None = None
-    accuracy: dict[str, float] | None = None
+    memory: MemoryCheck | None = None
+    algorithm: AlgorithmCheck | None = None
+    accuracy: dict[str, Any] | None = None
     steer: None = None
     skipped: list[dict[str, str]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -161,9 +200,8 @@ def versions() -> dict[str, str]:
 
 def weight_row(
     name: str, elements: int, dtype: str, bit_equal: bool, max_ulp: int,
-    digit_error: float, worst: list[int] | None,
+    digit_error: float | None, worst: list[int] | None,
 ) -> WeightRow:  # fmt: skip
     """A row with its head-room filled in."""
-    return WeightRow(
-        name, elements, dtype, bit_equal, max_ulp, digit_error, headroom_bits(digit_error), worst
-    )
+    room = None if digit_error is None else headroom_bits(digit_error)
+    return WeightRow(name, elements, dtype, bit_equal, max_ulp, digit_error, room, worst)

@@ -113,6 +113,7 @@ def run(
     *,
     level: str = "all",
     batch: int | None = None,
+    chunk: int = CHUNK,
     called: str | None = None,
 ) -> dict[str, Array]:
     """Run a model over all samples, in chunks; outputs are concatenated along axis 0.
@@ -123,6 +124,7 @@ def run(
         outputs: names of the outputs; None for all.
         level: "all" or "none".
         batch: the fixed batch of the model, or None.
+        chunk: samples per call where the batch is dynamic.
         called: what to call the model in a message; None for its path.
 
     Raises:
@@ -131,7 +133,7 @@ def run(
     runner = session(path, level, called=called)
     names = outputs or [output.name for output in runner.get_outputs()]
     samples = min((len(array) for array in inputs.values()), default=1)
-    step = batch or CHUNK
+    step = batch or chunk
     # A fixed batch takes whole batches only.
     starts = range(0, samples - (samples % batch if batch else 0), step)
     try:

@@ -7,15 +7,17 @@ by our numpy code, so what is folded is what a user's runtime computes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 from gdu_compile import runtime
+from gdu_compile.algorithm import AlgorithmGraph
 from gdu_compile.digits import Array
 from gdu_compile.encoding import Units
 from gdu_compile.errors import InputError
+from gdu_compile.graph_view import branches, nested
 from gdu_compile.metadata import Extension
 from gdu_compile.number_formats import numpy_dtype
 from gdu_compile.passes.fill_theta import FillThetaPass
@@ -85,6 +87,65 @@ def decoder(trained: ir.Model) -> ir.Model:
         trained.graph, inputs=[], outputs=[weight.name for weight in facts.weights]
     )
     return ir.Model(graph, ir_version=trained.ir_version)
+
+
+def memory_reader(extended: ir.Model) -> ir.Model:
+    """The part that reads the memory back: no inputs; one output per field, and the labels."""
+    facts = Extension.from_metadata(extended.metadata_props)
+    assert facts.algorithm is not None
+    return armed_part(extended, [], facts.algorithm.inputs)
+
+
+def algorithm_in(extended: ir.Model) -> AlgorithmGraph:
+    """The algorithm inside an extended model, to be run alone."""
+    facts = Extension.from_metadata(extended.metadata_props)
+    assert facts.algorithm is not None
+    names = [weight.name for weight in facts.weights]
+    model = armed_part(extended, facts.algorithm.inputs, names)
+    return AlgorithmGraph(facts.algorithm.name, model, facts.algorithm.inputs)
+
+
+def armed_part(extended: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> ir.Model:
+    """A part of the armed branch of the weights' switch as a model of its own.
+
+    Args:
+        extended: an extended model of method learn.
+        inputs: values of the branch that become inputs.
+        outputs: values of the branch, or names of weights.
+    """
+    model = extended.clone()
+    facts = Extension.from_metadata(model.metadata_props)
+    switch = next(
+        node for node in model.graph if facts.weights[0].name in {v.name for v in node.outputs}
+    )
+    branch = switch.attributes["then_branch"].as_graph()
+    made = {str(value.name): value for node in branch for value in node.outputs}
+    made |= {str(w.name): v for w, v in zip(switch.outputs, branch.outputs, strict=True)}
+    given = [ir.Value(name=name, type=made[name].type, shape=made[name].shape) for name in inputs]
+    for value in given:
+        made[str(value.name)].replace_all_uses_with(value)
+        made[str(value.name)].name = f"{value.name}_inside"
+    results = [made[name] for name in outputs]
+    nodes = needed(branch, results)
+    branch.outputs.clear()
+    branch.remove(list(branch))
+    for name, value in zip(outputs, results, strict=True):
+        value.name = name
+    thetas = [] if inputs else [model.graph.initializers.pop(name) for name in facts.theta_shapes]
+    part = ir.Graph(given, results, nodes=nodes, initializers=thetas, name="part",
+                    opset_imports=model.graph.opset_imports)  # fmt: skip
+    return ir.Model(part, ir_version=model.ir_version)
+
+
+def needed(graph: ir.Graph, results: Sequence[ir.Value]) -> list[ir.Node]:
+    """The nodes of a graph from which these values are computed, in order."""
+    wanted = {value.producer() for value in results}
+    for node in reversed(list(graph)):
+        if node in wanted:
+            used = [value for inner in nested(node) for value in inner.inputs if value is not None]
+            used += [value for _, body in branches(node) for value in body.outputs]
+            wanted |= {value.producer() for value in used}
+    return [node for node in graph if node in wanted]
 
 
 def decoded_weights(trained: ir.Model, *, level: str = "none") -> dict[str, Array]:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gdu_compile.report import ForwardCheck, Report
+from gdu_compile.report import ForwardCheck, MemoryCheck, Report
 
 
 def console() -> Console:
@@ -89,18 +89,48 @@ def checks_table(report: Report) -> Table:
                       f"relative {number(report.torch.max_relative_diff)}, "
                       f"tolerance {number(report.torch.tolerance)}")  # fmt: skip
     if report.steps is not None:
-        table.add_row("armed", yes(report.armed_at_step is not None),
-                      "before the first step" if report.armed_at_step == 0
-                      else f"at step {report.armed_at_step} of {report.steps}")  # fmt: skip
+        table.add_row("armed", yes(report.armed_at_step is not None), armed_at(report))
         gradient = report.gradient_after_arming
         table.add_row("gradient 0 after arming", "–" if gradient is None else yes(gradient == 0),
                       number(gradient))  # fmt: skip
     for control in report.negative_controls:
         table.add_row(f"control fails: {control.name}", yes(not control.reproduced), "")
+    if report.memory is not None:
+        memory_rows(table, report.memory)
+    if report.algorithm is not None:
+        table.add_row("weights are the algorithm's", yes(report.algorithm.bit_equal_to_oracle_run),
+                      escape(report.algorithm.name))  # fmt: skip
     if report.accuracy is not None:
-        shares = ", ".join(f"{who} {share:.2%}" for who, share in report.accuracy.items())
-        table.add_row("accuracy on the data", "", shares)
+        facts = report.accuracy
+        shares = ", ".join(f"{who} {facts[who]:.2%}" for who in ("base", "oracle", "trained"))
+        what = f"{facts['samples']} held-out samples" if facts["held_out"] else "the data"
+        table.add_row(f"accuracy on {what}", "", shares)
     return table
+
+
+def armed_at(report: Report) -> str:
+    """When the network was armed."""
+    if report.armed_at_step is None:
+        return f"not in {report.steps} steps"
+    if report.armed_at_step == 0:
+        return "before the first step"
+    return f"at step {report.armed_at_step} of {report.steps}"
+
+
+def memory_rows(table: Table, memory: MemoryCheck) -> None:
+    """What the memory of learn holds."""
+    room = "" if memory.headroom_bits is None else f", head-room {memory.headroom_bits:.1f} bits"
+    wrong = f", wrong slots {', '.join(map(str, memory.wrong))} …" if memory.wrong else ""
+    table.add_row(
+        "memory is the training set", yes(memory.bit_equal and memory.labels_equal),
+        f"{memory.filled} of {memory.slots} slots, digit error {number(memory.digit_error)}"
+        f"{room}{wrong}",
+    )  # fmt: skip
+    tried = (("another order gives that order", memory.permuted_order),
+             ("changed data change their slots only", memory.changed_slots_only))  # fmt: skip
+    for what, held in tried:
+        if held is not None:
+            table.add_row(what, yes(held), "")
 
 
 def forward_label(check: ForwardCheck) -> str:

@@ -8,11 +8,10 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 import torch
 
+from gdu_compile.batches import Indices, every_sample, steps_of_a_pass, whole_batches
 from gdu_compile.data import Dataset, fixed_batch
 from gdu_compile.digits import Array
 from gdu_compile.errors import InputError, UnsupportedError
@@ -24,7 +23,6 @@ from gdu_compile.torch_backend import GraphModule, lower_to_torch, to_array
 logger = logging.getLogger(__name__)
 ARMED_BEFORE = "armed before the first step: nothing was recorded by this training"
 Progress = Callable[[int, int], None]
-Indices = npt.NDArray[np.int64]
 SMALLEST_NORMAL = 2.0**-126
 """Of float32; below it θ loses bits."""
 
@@ -90,13 +88,13 @@ def batch_size_for(model: ir.Model, data: Dataset, wanted: int, limit: int | Non
     return size
 
 
-def batches(samples: int, size: int, seed: int) -> Iterator[Indices]:
-    """Endless whole batches, in the order of a seeded permutation each epoch."""
-    rng = np.random.default_rng(seed)
-    while True:
-        order = rng.permutation(samples)
-        for start in range(0, samples - size + 1, size):
-            yield order[start : start + size]
+def batches(extended: ir.Model, data: Dataset, size: int, seed: int) -> Iterator[Indices]:
+    """The batches of the method: record needs none in particular, learn every sample."""
+    facts = Extension.from_metadata(extended.metadata_props)
+    if facts.memory is None:
+        return whole_batches(len(data), size, seed)
+    fixed = fixed_batch(extended.graph.inputs) is not None
+    return every_sample(len(data), size, seed, fixed=fixed)
 
 
 def train(
@@ -110,6 +108,7 @@ def train(
     batch_size: int,
     device: str = "cpu",
     seed: int = 0,
+    measure: bool = True,
     progress: Progress | None = None,
 ) -> Training:
     """Train θ by gradient descent on a loss.
@@ -128,6 +127,7 @@ def train(
         batch_size: samples a step; see ``batch_size_for``.
         device: a torch device.
         seed: of the order of samples.
+        measure: whether the gradient of the armed network is measured when no step has.
         progress: called with (steps done, steps).
 
     Raises:
@@ -137,8 +137,9 @@ def train(
     begin = time.perf_counter()
     facts = Extension.from_metadata(extended.metadata_props)
     run = Run(lower_to_torch(extended).to(device), facts, data, loss, device)
+    run.batch_size = batch_size
     chosen = optimizer.build(run.module.parameters(), lr)
-    order = batches(len(data), batch_size, seed)
+    order = batches(extended, data, batch_size, seed)
     armed_at = 0 if run.armed() else None
     warnings: list[str] = []
     done = 0
@@ -159,7 +160,7 @@ def train(
             armed_at = done
         if progress is not None:
             progress(done, steps)
-        if done == steps and (not run.armed() or run.gradient is not None):
+        if done == steps and not (measure and run.armed() and run.gradient is None):
             break
     if armed_at is None:
         warnings.append(run.unarmed_reason(lr))
@@ -191,6 +192,7 @@ class Run:
         self.losses: list[float] = []
         self.gradient: float | None = None
         self.first_gradient: float | None = None
+        self.batch_size = len(data)
 
     def armed(self) -> bool:
         """All calibrators ≠ 0."""
@@ -217,7 +219,7 @@ class Run:
         loss = self.loss(output, labels, self.facts.logits)
         loss.backward()  # type: ignore[no-untyped-call]
         self.losses.append(loss.item())
-        largest = max(largest_gradient(theta) for theta in self.module.parameters())
+        largest = max(largest_gradient(theta, armed) for theta in self.module.parameters())
         if armed:
             self.gradient = max(largest, self.gradient or 0.0)
         elif self.first_gradient is None:
@@ -231,11 +233,29 @@ class Run:
         """Why nothing was recorded."""
         if lr == 0:
             return "nothing was recorded: the learning rate is 0"
+        if self.facts.memory is not None and (filled := self.filled()):
+            return self.unfilled_reason(filled, self.facts.memory.slots)
         if self.first_gradient == 0:
             return f"nothing was recorded: {self.zero_gradient_reason()} (THEORY Lemma 1)"
         if self.first_gradient is not None and not math.isfinite(self.first_gradient):
             return f"nothing was recorded: {self.loss} has no finite gradient at the start"
         return "nothing was recorded: a calibrator is still 0 (lr·|κ| too small? THEORY Lemma 4)"
+
+    def filled(self) -> int:
+        """Calibrators ≠ 0."""
+        return sum(
+            int(self.facts.calibrators(theta.detach()).count_nonzero())
+            for theta in self.module.parameters()
+        )
+
+    def unfilled_reason(self, filled: int, slots: int) -> str:
+        """Why the memory of learn is not full."""
+        return (
+            f"the memory holds {filled} of {slots} samples, so the network does not answer: one "
+            f"pass over the data takes {steps_of_a_pass(slots, self.batch_size)} steps of "
+            f"{self.batch_size}; a sample without a gradient (a class of weight 0) leaves its slot "
+            "empty"
+        )
 
     def zero_gradient_reason(self) -> str:
         """Why the loss does not move at the start."""
@@ -250,9 +270,10 @@ class Run:
         return f"{what}: the labels of the batch cancel"
 
 
-def largest_gradient(theta: torch.nn.Parameter) -> float:
-    """max |∂L/∂θ|; infinite when θ got no gradient at all or NaN, which must not pass as 0."""
+def largest_gradient(theta: torch.nn.Parameter, armed: bool) -> float:
+    """max |∂L/∂θ|; infinite for NaN, and when an armed θ got no gradient at all: that must not pass
+    as 0.  A bucket of the memory that the batch does not touch gets none, and need not."""
     if theta.grad is None:
-        return math.inf
+        return math.inf if armed else 0.0
     largest = float(theta.grad.abs().max())
     return math.inf if math.isnan(largest) else largest

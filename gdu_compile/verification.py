@@ -8,23 +8,32 @@ on controls that must fail it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from gdu_compile import runtime, specialize
-from gdu_compile.contracts import Bucket, Slot
+from gdu_compile.bases import Base
+from gdu_compile.bits import max_abs_diff, same_bits
+from gdu_compile.contracts import Bucket, LogitsSite, Slot
 from gdu_compile.data import Dataset, fixed_batch
 from gdu_compile.digits import Array, Float64
 from gdu_compile.errors import UnsupportedError
 from gdu_compile.metadata import Extension
 from gdu_compile.number_formats import ulp_distance
-from gdu_compile.report import Control, ForwardCheck, TorchCheck, WeightRow, weight_row
+from gdu_compile.report import (
+    AlgorithmCheck,
+    Control,
+    ForwardCheck,
+    MemoryCheck,
+    TorchCheck,
+    WeightRow,
+    weight_row,
+)
 
 Outputs = dict[str, dict[str, Array]]
 """Optimisation level → output name → array."""
@@ -36,60 +45,66 @@ orders; 2⁻²⁴ a rounding times a few hundred of them."""
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the check of one trained model has measured."""
+    """What the check of one trained model has measured; None where the method has no such thing."""
 
     weights: list[WeightRow]
-    forward: ForwardCheck
+    forward: ForwardCheck | None
     forward_unoptimized: ForwardCheck
     outputs: dict[str, Array]
+    memory: MemoryCheck | None = None
+    algorithm: AlgorithmCheck | None = None
 
     @property
     def reproduced(self) -> bool:
-        """Every bit of every weight, and of every output at both levels."""
+        """Every bit: of the weights, of the outputs at all levels, of the memory."""
         return (
             all(row.bit_equal for row in self.weights)
-            and self.forward.bit_equal
+            and (self.forward is None or self.forward.bit_equal)
             and self.forward_unoptimized.bit_equal
+            and (self.memory is None or (self.memory.bit_equal and self.memory.labels_equal))
+            and (self.algorithm is None or self.algorithm.bit_equal_to_oracle_run)
         )
 
 
-class Verifier:
-    """Checks trained models against one base; the base is run when the verifier is made.
+class Comparison:
+    """Runs models on one set of data, and compares their outputs with those of the base.
 
     Args:
-        extended: the extended model; its signals are w*.
-        base: path of the base that holds w*.
-        initial: path of the base with its initial weights.
+        extended: the extended model.
+        base: the base, to be had with any weights.
         data: inputs for the comparison of outputs.
         called: what to call the base in messages.
-
-    Raises:
-        InputError: onnxruntime cannot run the base on the data.
-        UnsupportedError: the logits do not have one row a sample.
+        test: held-out data for the accuracy; None takes ``data``.
     """
 
+    levels: ClassVar[tuple[str, ...]] = tuple(runtime.LEVELS)
+    chunk: ClassVar[int] = runtime.CHUNK
+
     def __init__(
-        self, extended: ir.Model, base: Path, initial: Path, data: Dataset, called: str
-    ) -> None:
+        self, extended: ir.Model, base: Base, data: Dataset, called: str,
+        test: Dataset | None = None,
+    ) -> None:  # fmt: skip
         self.extended = extended
         self.facts = Extension.from_metadata(extended.metadata_props)
-        self.initial = initial
+        self.base = base
         self.data = data
+        self.test = test
         self.called = f"{called} on {data.path or 'synthetic inputs'}"
         self.batch = fixed_batch(extended.graph.inputs)
         self.trained = extended.clone()
         self.decoder = specialize.decoder(extended)
-        self.controls: list[tuple[Mapping[str, Array], bool]] = []
-        self.oracle = specialize.oracle_in(extended)
         self.outputs = [str(value.name) for value in extended.graph.outputs]
         self.samples = samples_run(data, self.batch)
-        self.expected = self.run(base)
-        self.check_rows()
+        self.controls: list[tuple[Mapping[str, Array], bool]] = []
 
-    def check_rows(self) -> None:
+    def check(self, theta: Mapping[str, Array]) -> Verdict:
+        """Measure one trained θ."""
+        raise NotImplementedError
+
+    def check_rows(self, outputs: Mapping[str, Array]) -> None:
         """Raise UnsupportedError unless the logits have one row a sample: one label for each."""
         name = self.facts.logits.output
-        rows = len(np.atleast_1d(self.expected["all"][name]))
+        rows = len(np.atleast_1d(outputs[name]))
         if rows != self.samples:
             raise UnsupportedError(
                 f"output {name!r} has {rows} rows for {self.samples} samples ({self.called}), so "
@@ -98,28 +113,102 @@ class Verifier:
             )
 
     def run(self, path: Path) -> Outputs:
-        """All outputs of a model on the data, at every optimisation level."""
+        """All outputs of a model on the data, at every level of the method."""
         return {
-            level: runtime.run(
-                path, self.data.inputs, self.outputs, level=level, batch=self.batch,
-                called=self.called,
-            )
-            for level in runtime.LEVELS
+            level: self.run_on(path, self.data, self.outputs, level) for level in self.levels
         }  # fmt: skip
+
+    def run_on(self, path: Path, data: Dataset, names: list[str], level: str) -> dict[str, Array]:
+        """Outputs of a model on some data."""
+        return runtime.run(
+            path, data.inputs, names, level=level, batch=self.batch, chunk=self.chunk,
+            called=self.called,
+        )  # fmt: skip
+
+    def decoded(self, theta: Mapping[str, Array]) -> dict[str, Array]:
+        """The weights as onnxruntime computes them from θ, without optimisations."""
+        specialize.fill(self.decoder, theta)
+        with runtime.on_disk(self.decoder) as path:
+            return runtime.run(path, {}, level="none")
+
+    def forward(self, outputs: Outputs, expected: Outputs, level: str) -> ForwardCheck:
+        """All outputs against the expected ones."""
+        got, wanted = outputs[level], expected[level]
+        return ForwardCheck(
+            bit_equal=all(same_bits(got[name], wanted[name]) for name in self.outputs),
+            max_abs_diff=max(max_abs_diff(got[name], wanted[name]) for name in self.outputs),
+            samples=self.samples,
+            optimization=level,
+        )
+
+    def untrained(self) -> Control:
+        """The extension as it was before training must not pass."""
+        return self.control("untrained", specialize.untrained_theta(self.facts))
+
+    def control(self, name: str, theta: Mapping[str, Array]) -> Control:
+        """A θ that must not pass; bits that were checked under another name are not run again."""
+        for known, reproduced in self.controls:
+            if all(same_bits(known[bucket], theta[bucket]) for bucket in known):
+                return Control(name, reproduced)
+        reproduced = self.passes(theta)
+        self.controls.append((theta, reproduced))
+        return Control(name, reproduced)
+
+    def passes(self, theta: Mapping[str, Array]) -> bool:
+        """Whether a θ reproduces."""
+        return self.check(theta).reproduced
+
+    def accuracy(self, oracle: Mapping[str, Array]) -> dict[str, Any] | None:
+        """Share of right answers: the initial base, the base with w*, the trained as last filled.
+
+        None where answers are not right or wrong: values, and targets that are no classes.
+        """
+        data = self.data if self.test is None else self.test
+        name, level, found = self.facts.logits.output, self.levels[0], {}
+        for who, model in (
+            ("base", self.base.initial()), ("oracle", self.base.holding(oracle)),
+            ("trained", runtime.on_disk(self.trained)),
+        ):  # fmt: skip
+            with model as path:
+                output = self.run_on(path, data, [name], level)[name]
+            found[who] = share_right(output, data, self.facts.logits)
+        if None in found.values():
+            return None
+        held_out = self.test is not None
+        return {**found, "samples": samples_run(data, self.batch), "held_out": held_out}
+
+
+class Verifier(Comparison):
+    """Checks trained models of method record; the base is run when the verifier is made.
+
+    Raises:
+        InputError: onnxruntime cannot run the base on the data.
+        UnsupportedError: the logits do not have one row a sample.
+    """
+
+    levels = ("all", "none")
+
+    def __init__(
+        self, extended: ir.Model, base: Base, data: Dataset, called: str,
+        test: Dataset | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(extended, base, data, called, test)
+        self.oracle = specialize.oracle_in(extended)
+        with base.holding(self.oracle) as path:
+            self.expected = self.run(path)
+        self.check_rows(self.expected["all"])
 
     def check(self, theta: Mapping[str, Array]) -> Verdict:
         """Measure one trained θ."""
         specialize.fill(self.trained, theta)
-        specialize.fill(self.decoder, theta)
-        with runtime.on_disk(self.decoder) as path:
-            decoded = runtime.run(path, {}, level="none")
+        decoded = self.decoded(theta)
         with runtime.on_disk(self.trained) as path:
             got = self.run(path)
         return Verdict(
             [self.weight_row(bucket, slot, theta, decoded[slot.weight])
              for bucket, slot in self.facts.slots()],
-            self.forward(got, "all"),
-            self.forward(got, "none"),
+            self.forward(got, self.expected, "all"),
+            self.forward(got, self.expected, "none"),
             got["all"],
         )  # fmt: skip
 
@@ -140,89 +229,26 @@ class Verifier:
             worst_index(errors, slot.shape),
         )  # fmt: skip
 
-    def forward(self, outputs: Outputs, level: str) -> ForwardCheck:
-        """All outputs against the expected ones."""
-        got, expected = outputs[level], self.expected[level]
-        return ForwardCheck(
-            bit_equal=all(same_bits(got[name], expected[name]) for name in self.outputs),
-            max_abs_diff=max(max_abs_diff(got[name], expected[name]) for name in self.outputs),
-            samples=self.samples,
-            optimization=level,
+
+def share_right(output: Array, data: Dataset, site: LogitsSite) -> float | None:
+    """Share of right answers: ArgMax along the class axis, or a threshold."""
+    labels = data.labels[: len(output)]
+    if labels.dtype == np.int64:
+        right = np.argmax(output.astype(np.float32), axis=site.axis) == labels
+        right = right[labels != data.ignore_index]
+    elif site.kind in ("logits", "sigmoid"):
+        right = (output.astype(np.float32) > (0.5 if site.kind == "sigmoid" else 0)) == (
+            labels.astype(np.float32) > 0.5
         )
-
-    def untrained(self) -> Control:
-        """The extension as it was before training must not pass."""
-        return self.control("untrained", specialize.untrained_theta(self.facts))
-
-    def control(self, name: str, theta: Mapping[str, Array]) -> Control:
-        """A θ that must not pass; bits that were checked under another name are not run again."""
-        for known, reproduced in self.controls:
-            if all(same_bits(known[bucket], theta[bucket]) for bucket in known):
-                return Control(name, reproduced)
-        reproduced = self.check(theta).reproduced
-        self.controls.append((theta, reproduced))
-        return Control(name, reproduced)
-
-    def accuracy(self, verdict: Verdict) -> dict[str, float] | None:
-        """Share of right answers on the data: the initial base, the base with w*, the trained.
-
-        None where answers are not right or wrong: values, and targets that are no classes.
-        """
-        name = self.facts.logits.output
-        initial = runtime.run(self.initial, self.data.inputs, [name], batch=self.batch)[name]
-        outputs = {"base": initial, "oracle": self.expected["all"][name],
-                   "trained": verdict.outputs[name]}  # fmt: skip
-        shares = {who: self.share_right(output) for who, output in outputs.items()}
-        return (
-            None if None in shares.values() else {w: s for w, s in shares.items() if s is not None}
-        )
-
-    def share_right(self, output: Array) -> float | None:
-        """Share of right answers: ArgMax along the class axis, or a threshold."""
-        site, labels = self.facts.logits, self.data.labels[: len(output)]
-        if labels.dtype == np.int64:
-            right = np.argmax(output.astype(np.float32), axis=site.axis) == labels
-            right = right[labels != self.data.ignore_index]
-        elif site.kind in ("logits", "sigmoid"):
-            right = (output.astype(np.float32) > (0.5 if site.kind == "sigmoid" else 0)) == (
-                labels.astype(np.float32) > 0.5
-            )
-        else:
-            return None
-        return float(np.mean(right)) if right.size else None
+    else:
+        return None
+    return float(np.mean(right)) if right.size else None
 
 
 def samples_run(data: Dataset, batch: int | None) -> int:
     """How many samples runtime.run takes: a fixed batch takes whole batches only."""
     samples = min((len(array) for array in data.inputs.values()), default=len(data))
     return samples - (samples % batch if batch else 0)
-
-
-def same_bits(a: Array, b: Array) -> bool:
-    """Same dtype, shape and bytes: −0 is not 0, and NaN equals a NaN with the same bits."""
-    if a.dtype != b.dtype or a.shape != b.shape:
-        return False
-    if a.dtype.hasobject:  # strings
-        return bool(np.array_equal(a, b))
-    return bool(np.array_equal(raw(a), raw(b)))
-
-
-def raw(array: Array) -> npt.NDArray[np.uint8]:
-    """The bytes of an array."""
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-
-
-def max_abs_diff(a: Array, b: Array) -> float:
-    """max |a − b| in float64; equal infinities and equal NaNs differ by 0; shapes must agree."""
-    if a.shape != b.shape or not np.issubdtype(a.dtype, np.number):
-        return 0.0 if same_bits(a, b) else math.inf
-    if a.size == 0:
-        return 0.0
-    left, right = a.astype(np.float64), b.astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        difference = np.abs(left - right)
-    alike = (left == right) | (np.isnan(left) & np.isnan(right))
-    return float(np.max(np.where(alike, 0.0, np.nan_to_num(difference, nan=math.inf))))
 
 
 def worst_index(errors: Float64, shape: tuple[int, ...]) -> list[int] | None:

@@ -2,54 +2,23 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from os import PathLike
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
-from gdu_compile import carrying, model_io, runtime, specialize
-from gdu_compile.data import (
-    Dataset,
-    fixed_batch,
-    load_data,
-    synthetic_data,
-    synthetic_inputs,
-)  # fmt: skip
-from gdu_compile.digits import Array
-from gdu_compile.errors import ContractError, InputError, UnsupportedError
-from gdu_compile.losses import LossSpec
+from gdu_compile import model_io, specialize
+from gdu_compile.bases import ModelLike, Rebuilt
+from gdu_compile.confirmation import confirm, run_training, verifier_for
+from gdu_compile.errors import ContractError, InputError
 from gdu_compile.metadata import Extension
-from gdu_compile.optimizers import OptimizerSpec
-from gdu_compile.options import DataOptions, TrainOptions, VerifyOptions, WriteOptions
+from gdu_compile.options import TrainOptions, VerifyOptions, WriteOptions
 from gdu_compile.passes.check import CheckExtensionPass
-from gdu_compile.progress import training_progress
+from gdu_compile.preparation import describe_data, prepare_data, prepare_training
 from gdu_compile.report import Report
 from gdu_compile.trained import TrainedLike, load_theta
-from gdu_compile.verification import Verifier
-
-if TYPE_CHECKING:
-    from gdu_compile.training import Training
-
-ModelLike = str | PathLike[str] | ir.Model
-LARGE_TARGETS = 2.0**8
-"""Distance of targets from z0 beyond which γ·κ·s may no longer vanish beside an optimizer's ε."""
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """All that training needs, checked."""
-
-    data: Dataset
-    loss: LossSpec
-    optimizer: OptimizerSpec
-    batch_size: int
-    options: TrainOptions
 
 
 def train(extended: ModelLike, **options: Any) -> Report:
@@ -77,13 +46,12 @@ def train(extended: ModelLike, **options: Any) -> Report:
     check_output(chosen, extended, chosen.data)
     model, report = open_extended("train", extended)
     prepared = prepare_training(model, chosen, report)
-    with bases(model) as (base, initial):
-        verifier = Verifier(model, base, initial, prepared.data, report.model)
-        theta = run_training(model, prepared, report).theta
-        if chosen.output is not None:
-            model_io.save(specialize.filled(model, theta), chosen.output, force=chosen.force)
-            report.files["trained"] = str(chosen.output)
-        confirm(report, verifier, theta, retrain=prepared)
+    verifier = verifier_for(model, Rebuilt(model), prepared, report.model)
+    theta = run_training(model, prepared, report).theta
+    if chosen.output is not None:
+        model_io.save(specialize.filled(model, theta), chosen.output, force=chosen.force)
+        report.files["trained"] = str(chosen.output)
+    confirm(report, verifier, theta, retrain=prepared)
     return report
 
 
@@ -113,14 +81,12 @@ def verify(extended: ModelLike, trained: TrainedLike, **options: Any) -> Report:
     model, report = open_extended("verify", extended)
     theta = load_theta(trained, Extension.from_metadata(model.metadata_props))
     filled = specialize.filled(model, theta)
-    data = dataset(model, chosen, None)
-    describe_data(report, data, chosen)
+    loaded = prepare_data(model, chosen, None)
+    describe_data(report, loaded.data, chosen)
     report.files["trained"] = None if isinstance(trained, Mapping) else str(trained)
     if not specialize.is_armed(filled):
         report.warnings.append("the trained θ is not armed: a calibrator is 0")
-    with bases(model) as (base, initial):
-        verifier = Verifier(model, base, initial, data, report.model)
-        confirm(report, verifier, theta, retrain=None)
+    confirm(report, verifier_for(model, Rebuilt(model), loaded, report.model), theta, retrain=None)
     return report
 
 
@@ -242,175 +208,6 @@ def describe(report: Report, extended: ir.Model) -> None:
     site = facts.logits
     report.logits = {"name": site.name, "axis": site.axis, "kind": site.kind, "why": site.why}
     report.skipped = [asdict(skipped) for skipped in facts.skipped]
-
-
-def dataset(extended: ir.Model, options: DataOptions, loss: LossSpec | None) -> Dataset:
-    """The data asked for: a file, or synthetic; ``loss`` None takes any that goes with it."""
-    site = Extension.from_metadata(extended.metadata_props).logits
-    if options.data is not None:
-        return load_data(options.data, extended.graph.inputs, site, loss)
-    shape = run_shape(extended) if None in site.dims[1:] else None
-    return synthetic_data(extended.graph.inputs, site, options.seed, loss, shape)
-
-
-def run_shape(extended: ir.Model) -> list[int]:
-    """The logits' shape on synthetic inputs, found by running the model."""
-    output = Extension.from_metadata(extended.metadata_props).logits.output
-    inputs = synthetic_inputs(extended.graph.inputs, np.random.default_rng(0))
-    batch = fixed_batch(extended.graph.inputs)
-    with runtime.on_disk(extended) as path:
-        return list(runtime.run(path, inputs, [output], batch=batch)[output].shape)
-
-
-def describe_data(report: Report, data: Dataset, options: DataOptions) -> None:
-    """The data into the report."""
-    report.data = {"kind": data.kind, "path": data.path, "samples": len(data)}
-    report.seed, report.device = options.seed, options.device
-    report.warnings += data.notes
-
-
-def prepare_training(extended: ir.Model, options: TrainOptions, report: Report) -> Prepared:
-    """Check data, device, optimizer and batch size; warn where theory does not promise success.
-
-    Raises:
-        InputError: one of them cannot be used.
-    """
-    facts = Extension.from_metadata(extended.metadata_props)
-    loss = LossSpec.of(options.loss, facts.logits)
-    data = dataset(extended, options, loss)
-    optimizer = OptimizerSpec.parse(options.optimizer)
-    from gdu_compile import training
-
-    training.check_device(options.device)
-    loss.check(facts.logits)
-    optimizer.check(options.lr)
-    size = training.batch_size_for(extended, data, options.batch_size, facts.batch_limit)
-    describe_data(report, data, options)
-    if size not in (options.batch_size, len(data)):
-        report.warnings.append(f"batches of {size}: the model's batch is fixed")
-    report.optimizer, report.learning_rate = str(optimizer), options.lr
-    plan = carrying.Training(optimizer, options.lr, options.steps, facts.gain, facts.theta_dtype)
-    report.warnings += carrying.warnings_for(plan, facts.code)
-    report.loss, report.batch_size = str(loss), size
-    report.warnings += target_warnings(facts, data)
-    return Prepared(data, loss, optimizer, size, options)
-
-
-def target_warnings(facts: Extension, data: Dataset) -> list[str]:
-    """What THEORY's Lemma 1 does not promise for the targets of values, in sentences."""
-    site = facts.logits
-    if site.kind != "values":
-        return []
-    y = data.labels
-    column = y.take(0, axis=site.axis) if y.ndim > 1 else y
-    low, high = float(column.min()), float(column.max())
-    found = []
-    if low <= facts.start:
-        found.append(
-            f"targets reach down to {low:g}, and the recorder starts at z0 = {facts.start:g}: a "
-            "batch whose mean is z0 records nothing; compile with this --data (Lemma 1)"
-        )
-    if high - facts.start > LARGE_TARGETS:
-        found.append(
-            f"targets lie up to {high - facts.start:g} above z0: with gradients as large adaptive "
-            "optimizers may not be linear; use a smaller --gain, or scale the targets (Lemma 4)"
-        )
-    return found
-
-
-def run_training(
-    extended: ir.Model, prepared: Prepared, report: Report | None, *, lr: float | None = None
-) -> Training:
-    """Train; what was measured goes into the report.  ``lr`` overrides the options' rate."""
-    from gdu_compile import training
-
-    options = prepared.options
-    with training_progress(options.steps, quiet=report is None) as progress:
-        result = training.train(
-            extended, prepared.data, loss=prepared.loss,
-            optimizer=prepared.optimizer if lr != 0 else prepared.optimizer.at_rest(),
-            lr=options.lr if lr is None else lr, steps=options.steps,
-            batch_size=prepared.batch_size, device=options.device, seed=options.seed,
-            progress=progress,
-        )  # fmt: skip
-    if report is not None:
-        report.steps, report.armed_at_step = result.steps, result.armed_at_step
-        report.gradient_after_arming = result.gradient_after_arming
-        report.seconds["train"] = result.seconds
-        report.warnings += result.warnings
-    return result
-
-
-def confirm(
-    report: Report, verifier: Verifier, theta: Mapping[str, Array], *, retrain: Prepared | None
-) -> None:
-    """Run the verdict and its negative controls; fill the report.
-
-    Args:
-        report: to be filled.
-        verifier: of the extended model and its base.
-        theta: the trained θ.
-        retrain: to run the control with learning rate 0; None when nothing was trained here.
-    """
-    begin = time.perf_counter()
-    verdict = verifier.check(theta)
-    report.weights = verdict.weights
-    report.forward, report.forward_unoptimized = verdict.forward, verdict.forward_unoptimized
-    report.negative_controls = [verifier.untrained()]
-    if retrain is not None:
-        fresh = specialize.filled(verifier.extended, specialize.untrained_theta(verifier.facts))
-        still = run_training(fresh, retrain, None, lr=0.0).theta
-        report.negative_controls.append(verifier.control("learning rate 0", still))
-    if verifier.data.kind == "file":
-        report.accuracy = verifier.accuracy(verdict)
-    if not all(np.isfinite(array).all() for array in theta.values()):
-        report.warnings.append("θ holds NaN or infinity: training has diverged")
-    compare_with_torch(report, verifier, theta, verdict.outputs)
-    report.reproduced = (
-        verdict.reproduced
-        and report.gradient_after_arming in (None, 0.0)
-        and not any(control.reproduced for control in report.negative_controls)
-    )
-    report.seconds["verify"] = time.perf_counter() - begin
-
-
-def compare_with_torch(
-    report: Report, verifier: Verifier, theta: Mapping[str, Array], outputs: Mapping[str, Array]
-) -> None:
-    """Run the trained extension in torch too; to disagree is a warning, the verdict is on bits."""
-    from gdu_compile.verification import torch_agrees
-
-    logits, device = verifier.facts.logits.output, report.device or "cpu"
-    specialize.fill(verifier.trained, theta)
-    try:
-        report.torch = torch_agrees(
-            verifier.trained, logits, verifier.data, outputs[logits], device
-        )
-    except UnsupportedError as error:
-        report.warnings.append(f"not compared with torch: {error.message}")
-        return
-    if not report.torch.agrees:
-        report.warnings.append(
-            f"torch's logits differ from onnxruntime's by {report.torch.max_relative_diff:.1e} "
-            f"of the largest (tolerance {report.torch.tolerance:.0e})"
-        )
-
-
-@contextmanager
-def bases(extended: ir.Model) -> Iterator[tuple[Path, Path]]:
-    """The base with w*, and with its initial weights, as files, rebuilt from an extended model."""
-    facts = Extension.from_metadata(extended.metadata_props)
-    initial: dict[str, Array] = {}
-    for name, kept in facts.initial.items():
-        value = extended.graph.initializers[kept].const_value
-        assert value is not None
-        initial[name] = value.numpy()
-    oracle = specialize.oracle_in(extended)
-    with (
-        runtime.on_disk(specialize.without_extension(extended, oracle)) as with_oracle,
-        runtime.on_disk(specialize.without_extension(extended, initial)) as as_it_was,
-    ):
-        yield with_oracle, as_it_was
 
 
 def trained_name(extended: Path) -> Path:

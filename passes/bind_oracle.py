@@ -88,6 +88,7 @@ class BindOraclePass(GduPass):
         if problems:
             raise InputError(f"cannot use the oracle weights {self.oracle.source}", problems)
         state.targets, state.skipped, state.code = targets, skipped, self.code
+        state.held = frozenset(self.oracle)
         return {"targets": len(targets), "skipped": len(skipped)}
 
     def match(

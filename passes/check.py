@@ -2,7 +2,8 @@
 
 After: θ are the only float initializers of ours, start at 0, and have no dot in
 their names; every slot's signal is an integer initializer of the right shape;
-the switches hang on one condition that depends on nothing but θ.
+the switches hang on one condition that depends on nothing but θ.  For learn: the
+memory's fields are the model's inputs, and the armed branch makes what the algorithm reads.
 """
 
 from __future__ import annotations
@@ -12,8 +13,7 @@ from collections.abc import Iterable
 import onnx_ir as ir
 from gdu_compile.passes._base import GduPass
 
-from gdu_compile.contracts import PASS_KEY, Bucket, LogitsSite, Slot, State
-from gdu_compile.digits import DigitCode
+from gdu_compile.contracts import PASS_KEY, Bucket, LogitsSite, Memory, Slot, State, Weight
 from gdu_compile.errors import ContractError
 from gdu_compile.graph_view import constant_switches
 from gdu_compile.metadata import Extension
@@ -27,10 +27,16 @@ class CheckExtensionPass(GduPass):
         """Change the model; return what was done in numbers."""
         facts = Extension.from_metadata(model.metadata_props)
         problems = switch_problems(model, facts) + site_problems(model.graph, facts.logits)
+        for name, shape in facts.theta_shapes.items():
+            problems += theta_problems(model, name, list(shape), facts.theta_dtype)
+        for weight in facts.weights:
+            problems += initial_problems(model, facts, weight)
         for bucket in facts.buckets:
-            problems += bucket_problems(model, bucket, facts.code, facts.theta_dtype)
+            problems += bucket_problems(bucket)
         for bucket, slot in facts.slots():
             problems += slot_problems(model, facts, bucket, slot)
+        if facts.memory is not None and not problems:
+            problems += memory_problems(model, facts, facts.memory)
         if problems:
             raise ContractError("the extension is not what its metadata says", problems)
         return {}
@@ -40,7 +46,7 @@ def switch_problems(model: ir.Model, facts: Extension) -> list[str]:
     """The switches are there, are ours, and hang on θ alone."""
     problems = []
     made = {output.name: node for node in model.graph for output in node.outputs}
-    switched = [slot.weight for _, slot in facts.slots()]
+    switched = [weight.name for weight in facts.weights]
     if (moved := sunk(model.graph, [facts.base_logits, *switched])) is not None:
         return [moved]
     if not switched:
@@ -93,15 +99,50 @@ def sunk(graph: ir.Graph, names: Iterable[str]) -> str | None:
     return None
 
 
-def bucket_problems(model: ir.Model, bucket: Bucket, code: DigitCode, dtype: str) -> list[str]:
-    """What is wrong with a bucket's θ and with the places in it."""
+def theta_problems(model: ir.Model, name: str, shape: list[int], dtype: str) -> list[str]:
+    """What is wrong with one θ."""
     problems = []
-    theta = model.graph.initializers.get(bucket.theta)
-    shape = list(bucket.theta_shape(code))
+    theta = model.graph.initializers.get(name)
     if theta is None or dtype_name(theta) != dtype or theta.shape != shape:
-        problems.append(f"θ {bucket.theta!r} is no {dtype} initializer of shape {shape}")
-    if "." in bucket.theta:
-        problems.append(f"θ {bucket.theta!r} has a dot in its name")
+        problems.append(f"θ {name!r} is no {dtype} initializer of shape {shape}")
+    if "." in name:
+        problems.append(f"θ {name!r} has a dot in its name")
+    return problems
+
+
+def initial_problems(model: ir.Model, facts: Extension, weight: Weight) -> list[str]:
+    """What is wrong with one weight's initial value."""
+    initial = model.graph.initializers.get(facts.initial.get(weight.name, ""))
+    fits = initial is not None and dtype_name(initial) == weight.dtype
+    if initial is None or not fits or initial.shape != list(weight.shape):
+        return [f"initial weight of {weight.name!r} is no {weight.dtype} {list(weight.shape)}"]
+    return []
+
+
+def memory_problems(model: ir.Model, facts: Extension, memory: Memory) -> list[str]:
+    """What is wrong with the memory's fields, and with the values that the algorithm reads."""
+    problems = []
+    inputs = {str(value.name): value for value in model.graph.inputs}
+    for field in memory.fields:
+        value = inputs.get(field.name)
+        if value is None or dtype_name(value) != field.dtype:
+            problems.append(f"the model has no {field.dtype} input {field.name!r}")
+    switch = next(
+        node for node in model.graph if facts.weights[0].name in {v.name for v in node.outputs}
+    )
+    branch = switch.attributes["then_branch"].as_graph()
+    inside = {value.name for node in branch for value in node.outputs}
+    assert facts.algorithm is not None
+    problems += [
+        f"the algorithm's input {name!r} is not computed in the armed branch"
+        for name in facts.algorithm.inputs if name not in inside
+    ]  # fmt: skip
+    return problems
+
+
+def bucket_problems(bucket: Bucket) -> list[str]:
+    """What is wrong with the places in a bucket."""
+    problems = []
     offset = 0
     for slot in bucket.slots:
         if slot.offset != offset:
@@ -111,7 +152,7 @@ def bucket_problems(model: ir.Model, bucket: Bucket, code: DigitCode, dtype: str
 
 
 def slot_problems(model: ir.Model, facts: Extension, bucket: Bucket, slot: Slot) -> list[str]:
-    """What is wrong with one weight's signal, dtype and initial value."""
+    """What is wrong with one weight's signal."""
     problems = []
     initializers = model.graph.initializers
     signal = initializers.get(slot.signal)
@@ -119,8 +160,4 @@ def slot_problems(model: ir.Model, facts: Extension, bucket: Bucket, slot: Slot)
     shape, dtype = [slot.elements, encoding.units_per_element], str(encoding.unit_dtype)
     if signal is None or dtype_name(signal) != dtype or signal.shape != shape:
         problems.append(f"signal {slot.signal!r} of {slot.weight!r} is no {dtype} {shape}")
-    initial = initializers.get(facts.initial.get(slot.weight, ""))
-    fits = initial is not None and dtype_name(initial) == slot.dtype
-    if initial is None or not fits or initial.shape != list(slot.shape):
-        problems.append(f"initial weight of {slot.weight!r} is no {slot.dtype} {list(slot.shape)}")
     return problems

@@ -19,7 +19,7 @@ import onnx_ir as ir
 from gdu_compile.passes._base import GduPass
 
 from gdu_compile.builder import INT64, Builder
-from gdu_compile.contracts import Bucket, LogitsSite, Slot, State, Target
+from gdu_compile.contracts import Bucket, LogitsSite, Slot, State, Target, Weight
 from gdu_compile.data import Targets
 from gdu_compile.digits import DEFAULT_GAIN, UNIT_ROUNDOFF, DigitCode, check_gain
 from gdu_compile.emit import (
@@ -52,7 +52,7 @@ class InsertRecorderPass(GduPass):
     """
 
     needs = ("logits", "targets", "code")
-    gives = ("buckets", "armed", "recorded_logits", "gain", "batch_limit", "theta_dtype",
+    gives = ("buckets", "weights", "armed", "recorded_logits", "gain", "batch_limit", "theta_dtype",
              "start")  # fmt: skip
 
     def __init__(
@@ -66,8 +66,7 @@ class InsertRecorderPass(GduPass):
         targets: Targets | None = None,
     ) -> None:
         check_gain(gain)
-        if theta_dtype not in UNIT_ROUNDOFF:
-            raise InputError(f"--theta-dtype {theta_dtype}: θ is {' or '.join(UNIT_ROUNDOFF)}")
+        check_theta_dtype(theta_dtype)
         self.gain = gain
         self.batch_limit = batch_limit
         self.bucket_bytes = bucket_bytes
@@ -114,6 +113,9 @@ class InsertRecorderPass(GduPass):
         producer = value_at(model.graph, site.name).producer()
         assert producer is not None
         model.graph.insert_after(producer, b.nodes)
+        state.weights = [
+            Weight(slot.weight, slot.shape, slot.dtype) for b in state.buckets for slot in b.slots
+        ]
         state.gain, state.batch_limit = self.gain, self.batch_limit
         state.theta_dtype = self.theta_dtype
         return {
@@ -157,17 +159,26 @@ def add_bucket(
         slots.append(Slot(target.name, offset, target.shape, target.dtype, str(signal.name)))
         offset += len(target.units)
     shape = (offset + 1, encoding_of(code, targets[0].dtype).digits)
-    theta = add_initializer(
-        graph,
-        names.fresh(f"gdu_theta_{index}"),
-        # Lazy: a zero tensor as large as the bucket need not exist before it is written.
-        ir.LazyTensor(
-            lambda: ir.Tensor(np.zeros(shape, dtype=dtype)),
-            dtype=ir.DataType.from_numpy(dtype),
-            shape=ir.Shape(shape),
-        ),
-    )
+    theta = add_theta(graph, names.fresh(f"gdu_theta_{index}"), shape, dtype)
     return Bucket(str(theta.name), tuple(slots)), theta, signals
+
+
+def check_theta_dtype(name: str) -> None:
+    """Raise InputError when θ cannot be kept in this dtype."""
+    if name not in UNIT_ROUNDOFF:
+        raise InputError(f"--theta-dtype {name}: θ is {' or '.join(UNIT_ROUNDOFF)}")
+
+
+def add_theta(
+    graph: ir.Graph, name: str, shape: tuple[int, int], dtype: np.dtype[np.generic]
+) -> ir.Value:
+    """Register one θ, zeros; lazy: a tensor as large need not exist before it is written."""
+    tensor = ir.LazyTensor(
+        lambda: ir.Tensor(np.zeros(shape, dtype=dtype)),
+        dtype=ir.DataType.from_numpy(dtype),
+        shape=ir.Shape(shape),
+    )
+    return add_initializer(graph, name, tensor)
 
 
 def add_initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:

@@ -17,6 +17,8 @@ from collections.abc import Iterable
 
 import onnx_ir as ir
 from gdu_compile.passes._base import GduPass
+from gdu_compile.passes.inline_algorithm import InlineAlgorithmPass
+from gdu_compile.passes.insert_memory import InsertMemoryPass
 from gdu_compile.passes.insert_recorder import InsertRecorderPass
 from gdu_compile.passes.sink import sink
 
@@ -25,12 +27,16 @@ from gdu_compile.contracts import PASS_KEY, Bucket, State
 from gdu_compile.emit import bucket_sizes, emit_decode, emit_switch
 from gdu_compile.logits import value_at
 from gdu_compile.names import Names
+from gdu_compile.number_formats import numpy_dtype
+
+SINKING = {kind.__name__ for kind in (InsertRecorderPass, InsertMemoryPass, InlineAlgorithmPass)}
+"""Passes whose nodes belong into a branch where only that uses them."""
 
 
 class InsertSwitchesPass(GduPass):
     """Switch weights and logits between recording and armed."""
 
-    needs = ("buckets", "armed", "recorded_logits", "logits", "code", "gain")
+    needs = ("weights", "armed", "recorded_logits", "logits", "code", "gain")
     gives = ("initial", "base_logits")
 
     def run(self, model: ir.Model, state: State) -> dict[str, int]:
@@ -38,18 +44,17 @@ class InsertSwitchesPass(GduPass):
         names = Names(model)
         tie = switch_weights(model.graph, names, state)
         switch_logits(model, names, state, tie)
-        recorder = InsertRecorderPass.__name__
-        sink(model.graph, lambda node: node.metadata_props.get(PASS_KEY) == recorder)
+        sink(model.graph, lambda node: node.metadata_props.get(PASS_KEY) in SINKING)
         return {"switches": 2, "weights": len(state.initial or ())}
 
 
 def switch_weights(graph: ir.Graph, names: Names, state: State) -> ir.Value:
     """One If for all weights; its last output is the tie."""
-    assert state.buckets is not None and state.armed is not None
-    weights = [graph.initializers[slot.weight] for b in state.buckets for slot in b.slots]
+    assert state.weights is not None and state.armed is not None
+    weights = [graph.initializers[weight.name] for weight in state.weights]
     uses = [list(weight.uses()) for weight in weights]
     b = Builder(names, InsertSwitchesPass.__name__)
-    decoded, tie = decoder(b, graph, state)
+    decoded, tie = decoder(b, graph, state) if state.computed is None else computed(b, state)
     then = b.branch([*decoded, tie], "gdu_armed_weights")
     initial = [
         b.op("Identity", w, name="gdu_kept", shape=w.shape or (), dtype=w.dtype or FLOAT)
@@ -57,9 +62,7 @@ def switch_weights(graph: ir.Graph, names: Names, state: State) -> ir.Value:
     ]
     otherwise = b.branch([*initial, b.float(-0.0, "gdu_no_tie")], "gdu_initial_weights")
     outputs = emit_switch(b, state.armed, then, otherwise, [*weights, tie])
-    producer = state.armed.producer()
-    assert producer is not None
-    graph.insert_after(producer, b.nodes)
+    graph.insert_after(last_of(graph, [state.armed, *(state.computed or ())]), b.nodes)
     state.initial = {}
     for weight, output, users in zip(weights, outputs, uses, strict=False):
         name = str(weight.name)
@@ -85,6 +88,23 @@ def decoder(b: Builder, graph: ir.Graph, state: State) -> tuple[list[ir.Value], 
     return weights, total
 
 
+def computed(b: Builder, state: State) -> tuple[list[ir.Value], ir.Value]:
+    """The armed branch of learn: what InlineAlgorithmPass has left; its nodes sink in here."""
+    assert state.computed is not None and state.tie is not None and state.weights is not None
+    weights = [
+        b.op("Identity", value, name="gdu_weight", shape=weight.shape,
+             dtype=ir.DataType.from_numpy(numpy_dtype(weight.dtype)))
+        for value, weight in zip(state.computed, state.weights, strict=True)
+    ]  # fmt: skip
+    return weights, b.op("Identity", state.tie, name="gdu_tie_inside", shape=[])
+
+
+def last_of(graph: ir.Graph, values: Iterable[ir.Value]) -> ir.Node:
+    """The last node of the graph that makes one of these values."""
+    makers = {value.producer() for value in values}
+    return next(node for node in reversed(list(graph)) if node in makers)
+
+
 def reshape(b: Builder, parts: list[ir.Value], bucket: Bucket) -> list[ir.Value]:
     """Elements [n, 1] → the weights' own shapes."""
     return [
@@ -100,8 +120,7 @@ def switch_logits(model: ir.Model, names: Names, state: State, tie: ir.Value) ->
     assert state.recorded_logits is not None
     logits, recorded = value_at(model.graph, state.logits.name), state.recorded_logits
     # The recorder may read the shape of the base's logits; that use stays with the base.
-    recorder = InsertRecorderPass.__name__
-    uses = [u for u in logits.uses() if u.node.metadata_props.get(PASS_KEY) != recorder]
+    uses = [u for u in logits.uses() if u.node.metadata_props.get(PASS_KEY) not in SINKING]
     shape = logits.shape
     b = Builder(names, InsertSwitchesPass.__name__)
     # The Add stands outside the branch: onnxruntime removes an Add of 0 only while its result is

@@ -59,7 +59,7 @@ class NormalizePass(GduPass):
         return {"functions": functions, "constants": len(state.lifted)}
 
 
-def refuse_random(model: ir.Model) -> None:
+def refuse_random(model: ir.Model, called: str = "the model") -> None:
     """Raise UnsupportedError for operators whose output is not a function of their input."""
     problems = []
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
@@ -70,8 +70,8 @@ def refuse_random(model: ir.Model) -> None:
             problems.append(f"node {called}: {node.op_type} is random")
     if problems:
         raise UnsupportedError(
-            "the model's output is not a function of its input, so nothing can be reproduced "
-            "bit for bit; export it in evaluation mode",
+            f"{called} is not a function of its input, so nothing can be reproduced bit for bit; "
+            "export it in evaluation mode",
             problems,
         )
 

@@ -8,6 +8,9 @@ from conftest import mlp, oracle_for
 
 import gdu_compile
 from gdu_compile import specialize
+from gdu_compile.bases import Rebuilt
+from gdu_compile.options import TrainOptions
+from gdu_compile.preparation import prepare_data
 from gdu_compile.verification import Verdict, Verifier
 
 
@@ -35,13 +38,12 @@ def test_another_control_is_checked_on_its_own() -> None:
     compiled = gdu_compile.compile(base, oracle_for(base), steps=1)
     extended, theta = compiled.extended, compiled.theta
     assert theta is not None
-    data = gdu_compile.workflows.dataset(extended, gdu_compile.options.TrainOptions(), None)
-    with gdu_compile.workflows.bases(extended) as (with_oracle, initial):
-        verifier = Verifier(extended, with_oracle, initial, data, "base")
-        assert not verifier.untrained().reproduced
-        assert verifier.control("trained", theta).reproduced
-        wrong = {name: array * np.float32(1) for name, array in theta.items()}
-        wrong["gdu_theta_0"][1, 0] *= np.float32(1.01)
-        assert not verifier.control("one coordinate", wrong).reproduced
-        assert verifier.control("again", theta).reproduced
+    data = prepare_data(extended, TrainOptions(), None).data
+    verifier = Verifier(extended, Rebuilt(extended), data, "base")
+    assert not verifier.untrained().reproduced
+    assert verifier.control("trained", theta).reproduced
+    wrong = {name: array * np.float32(1) for name, array in theta.items()}
+    wrong["gdu_theta_0"][1, 0] *= np.float32(1.01)
+    assert not verifier.control("one coordinate", wrong).reproduced
+    assert verifier.control("again", theta).reproduced
     assert not specialize.is_armed(extended)  # and the extended model is left as it is

@@ -20,7 +20,7 @@ CLASSES: list[type[Options]] = [TrainOptions, CompileOptions, VerifyOptions, Wri
 
 
 @pytest.mark.parametrize("given", [
-    {"steps": 2.5}, {"steps": "3"}, {"steps": True}, {"steps": np.float32(3)}, {"steps": None},
+    {"steps": 2.5}, {"steps": "3"}, {"steps": True}, {"steps": np.float32(3)}, {"seed": None},
     {"lr": "0.1"}, {"lr": False}, {"lr": 10**400}, {"lr": 1j}, {"lr": np.ones(1)},
     {"data": 5}, {"output": b"e.onnx"}, {"optimizer": 3}, {"optimizer": None}, {"digits": 16},
     {"force": 1}, {"confirm": "yes"}, {"strict": None}, {"gain": "2**-80"}, {"device": 0},
@@ -44,6 +44,7 @@ def test_wrong_types_are_refused(given: dict[str, Any]) -> None:
     ({"force": np.bool_(True)}, True), ({"optimizer": np.str_("Adam()")}, "Adam()"),
     ({"rename": ["a=b", ("c", "d")]}, ["a=b", ("c", "d")]), ({"rename": {"a": "b"}}, {"a": "b"}),
     ({"rename": "a=b"}, "a=b"), ({"logits": None}, None), ({"output": None}, None),
+    ({"steps": None}, None),
 ], ids=str)  # fmt: skip
 def test_what_is_meant_is_taken(given: dict[str, Any], held: object) -> None:
     """Whole numbers for rates, numpy's scalars, anything that is a path; held as Python's own."""

@@ -1,0 +1,250 @@
+"""An algorithm as a graph, (X, Y) ↦ weights: read, its loops bounded, run alone (THEORY §4)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from gdu_compile import model_io, oracles, runtime
+from gdu_compile.builder import BOOL, INT64, Builder
+from gdu_compile.contracts import PASS_KEY, Field, Weight
+from gdu_compile.digits import Array
+from gdu_compile.errors import InputError
+from gdu_compile.graph_view import branches
+from gdu_compile.names import Names
+from gdu_compile.oracles import Problem
+
+AlgorithmLike = str | PathLike[str] | ir.Model
+DEFAULT_MAX_ITERATIONS = 1_000_000
+LABELS = ("Y", "y")
+"""Names that the labels' input may have."""
+
+
+def name_of(oracle: AlgorithmLike) -> str:
+    """What to call it: its text, or its file's name without the folder."""
+    if isinstance(oracle, ir.Model):
+        return str(oracle.graph.name or "algorithm")
+    return Path(oracle).name if is_file_name(oracle) else str(oracle)
+
+
+def is_file_name(oracle: str | PathLike[str]) -> bool:
+    """Whether an ONNX file is meant, and no included oracle."""
+    return isinstance(oracle, PathLike) or oracle.endswith(".onnx")
+
+
+def load(oracle: AlgorithmLike, problem: Problem) -> ir.Model:
+    """The algorithm's graph: from its file, or built for the problem; functions are inlined.
+
+    Raises:
+        InputError: the file cannot be read, or no oracle has this name.
+        UnsupportedError: the oracle cannot be built for this base.
+    """
+    if isinstance(oracle, ir.Model):
+        model = oracle.clone()
+    elif is_file_name(oracle):
+        model = model_io.load(oracle)
+    else:
+        model = oracles.build(str(oracle), problem)
+    if model.functions:
+        common.InlinePass()(model)
+    common.RemoveInitializersFromInputsPass()(model)
+    return model
+
+
+@dataclass(frozen=True)
+class AlgorithmGraph:
+    """An algorithm that can be run alone.
+
+    Attributes:
+        name: what to call it in messages.
+        model: inputs X (one per field) and Y; outputs: the weights.
+        inputs: names of its inputs: one per field, in their order, and the labels.
+        unfinished: outputs that are true when a Loop was stopped by the bound.
+        limit: that bound.
+    """
+
+    name: str
+    model: ir.Model
+    inputs: tuple[str, ...]
+    unfinished: tuple[str, ...] = ()
+    limit: int = DEFAULT_MAX_ITERATIONS
+
+    def run(
+        self, samples: Sequence[Array], labels: Array, weights: Sequence[Weight]
+    ) -> dict[str, Array]:
+        """The weights it computes, in onnxruntime without optimisations.
+
+        Args:
+            samples: one array per field, [n, …].
+            labels: int64 [n].
+            weights: what it must return.
+
+        Raises:
+            InputError: it fails, does not end, or returns NaN, another shape or another dtype.
+        """
+        inputs = dict(zip(self.inputs, [*samples, labels], strict=True))
+        with runtime.on_disk(self.model) as path:
+            found = runtime.run(path, inputs, level="none", batch=len(labels),
+                                called=f"the oracle {self.name}, on the training set")  # fmt: skip
+        problems = [
+            f"Loop {name.removesuffix(UNFINISHED)!r} does not end within {self.limit} iterations "
+            "(--max-iterations)"
+            for name in self.unfinished
+            if found[name]
+        ]
+        for weight in weights:
+            problems += result_problems(found[weight.name], weight)
+        if problems:
+            raise InputError(f"cannot use what the oracle {self.name} returns", problems)
+        return {weight.name: found[weight.name] for weight in weights}
+
+
+def result_problems(array: Array, weight: Weight) -> list[str]:
+    """What is wrong with one computed weight."""
+    if array.shape != weight.shape or str(array.dtype) != weight.dtype:
+        return [f"{weight.name!r} is {array.dtype} {list(array.shape)}, but {weight.dtype} "
+                f"{list(weight.shape)} in the model"]  # fmt: skip
+    if array.dtype.kind not in "iub":
+        missing = np.flatnonzero(np.isnan(array.reshape(-1)))
+        if missing.size:
+            return [f"{weight.name!r} holds NaN (first at flat index {missing[0]})"]
+    return []
+
+
+# --- what it must be like ----------------------------------------------------
+
+
+def match_inputs(model: ir.Model, problem: Problem) -> tuple[tuple[str, ...], list[str]]:
+    """Its inputs, one per field and then the labels, and the complaints about them."""
+    named = {str(value.name): value for value in model.graph.inputs}
+    fields = {field.name: field for field in problem.fields}
+    labels = next((name for name in LABELS if name in named and name not in fields), None)
+    others = [name for name in named if name != labels]
+    chosen = {name: name for name in fields if name in others}
+    if len(fields) == 1 and len(others) == 1:
+        chosen = dict(zip(fields, others, strict=True))
+    problems = [
+        f"it has no input {name!r}, which the base has" for name in fields if name not in chosen
+    ]
+    problems += [
+        f"its input {name!r} is no input of the base ({', '.join(fields)})"
+        for name in others if name not in chosen.values()
+    ]  # fmt: skip
+    if labels is None:
+        problems.append("it has no input 'Y' for the labels, INT64 [n]")
+    else:
+        problems += input_problems(named[labels], Field(labels, (), "int64"), problem.samples)
+    for name, source in chosen.items():
+        problems += input_problems(named[source], fields[name], problem.samples)
+    return (*(chosen.get(name, "") for name in fields), labels or ""), problems
+
+
+def input_problems(value: ir.Value, field: Field, samples: int) -> list[str]:
+    """What is wrong with one input: its dtype, its sizes."""
+    wanted = [samples, *field.shape]
+    dtype = None if value.dtype is None else str(value.dtype.numpy())
+    shape = None if value.shape is None else [
+        dim if isinstance(dim, int) else None for dim in value.shape
+    ]  # fmt: skip
+    fits = shape is None or (
+        len(shape) == len(wanted)
+        and all(dim in (None, size) for dim, size in zip(shape, wanted, strict=True))
+    )
+    if dtype == field.dtype and fits:
+        return []
+    return [f"its input {value.name!r} is {dtype} {value.shape}, but the training set has "
+            f"{field.dtype} {wanted}"]  # fmt: skip
+
+
+# --- loops -------------------------------------------------------------------
+
+UNFINISHED = ".gdu_unfinished"
+
+
+def bound_loops(model: ir.Model, limit: int) -> list[str]:
+    """Give every Loop of the main graph at most ``limit`` iterations; returns the complaints.
+
+    A Loop in a branch or body must have a trip count of its own.
+    """
+    b = Builder(Names(model), bound_loops.__name__)
+    problems = []
+    for node, inner in loops(model.graph):
+        trips = node.inputs[0] if node.inputs else None
+        constant = None if trips is None else ir.convenience.get_const_tensor(trips)
+        if constant is not None and int(constant.numpy().reshape(-1)[0]) > limit:
+            problems.append(f"Loop {called(node)!r} is to run {constant.numpy()} times, more than "
+                            f"{limit} (--max-iterations)")  # fmt: skip
+        elif trips is None and inner:
+            problems.append(f"Loop {called(node)!r} lies in a branch or body and has no maximum "
+                            "trip count; give it one")  # fmt: skip
+        elif constant is None and not inner:
+            most = b.constant(np.array(limit, dtype=np.int64), "gdu_limit")
+            if trips is not None:
+                most = b.op("Min", trips, most, name="gdu_trips", dtype=INT64, shape=trips.shape)
+            node.replace_input_with(0, most)
+            model.graph.insert_before(node, b.nodes)
+            b.nodes = []
+    return problems
+
+
+def loops(graph: ir.Graph, inner: bool = False) -> Iterator[tuple[ir.Node, bool]]:
+    """Every Loop, and whether it lies in a branch or body."""
+    for node in list(graph):
+        if node.op_type == "Loop" and node.domain == "":
+            yield node, inner
+        for _, body in branches(node):
+            yield from loops(body, True)
+
+
+def called(node: ir.Node) -> str:
+    """A node's name; where it has none, that of its first output."""
+    return str(node.name or next((v.name for v in node.outputs if v.name), "without a name"))
+
+
+def flag_loops(model: ir.Model, limit: int) -> list[str]:
+    """Outputs that say whether a Loop of the main graph was stopped by the bound; their names.
+
+    The body's condition becomes a scan output too: the bound has stopped the Loop when all
+    ``limit`` conditions were true, and the trip count that was asked for is larger.
+    """
+    names, flags = Names(model), []
+    for node in [node for node in model.graph if node.op_type == "Loop" and node.domain == ""]:
+        trips = node.inputs[0]
+        wanted = None if trips is None else trips.producer()
+        if wanted is None or wanted.metadata_props.get(PASS_KEY) != bound_loops.__name__:
+            continue
+        body = node.attributes["body"].as_graph()
+        b = Builder(names, flag_loops.__name__)
+        going = b.op("Identity", body.outputs[0], name="gdu_going", dtype=BOOL, shape=[])
+        body.extend(b.nodes)
+        body.outputs.append(going)
+        node.resize_outputs(len(node.outputs) + 1)
+        every = node.outputs[-1]
+        every.name, every.type = names.fresh("gdu_all_going"), ir.TensorType(BOOL)
+        every.shape = ir.Shape([None])
+        b.nodes = []
+        flag = emit_unfinished(b, every, wanted, limit, f"{called(node)}{UNFINISHED}")
+        model.graph.insert_after(node, b.nodes)
+        model.graph.outputs.append(flag)
+        flags.append(str(flag.name))
+    return flags
+
+
+def emit_unfinished(b: Builder, going: ir.Value, trips: ir.Node, limit: int, name: str) -> ir.Value:
+    """Whether ``limit`` conditions were true and more iterations were asked for: BOOL [1]."""
+    flags = b.cast(going, INT64, "gdu_going_64", [None])
+    count = b.op("ReduceSum", flags, name="gdu_going_count", dtype=INT64, shape=[1], keepdims=1)
+    most = b.ints([limit], "gdu_most")
+    reached = b.op("Equal", count, most, name=name, dtype=BOOL, shape=[1])
+    if trips.op_type != "Min":
+        return reached
+    asked = trips.inputs[0]
+    assert asked is not None
+    more = b.op("Greater", asked, most, name="gdu_more", dtype=BOOL, shape=[1])
+    return b.op("And", reached, more, name=name, dtype=BOOL, shape=[1])

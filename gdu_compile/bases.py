@@ -1,0 +1,137 @@
+"""The base for every comparison: the original file, or what is left of an extended one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from os import PathLike
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import onnx_ir as ir
+
+from gdu_compile import model_io, runtime, specialize
+from gdu_compile.bits import same_bits
+from gdu_compile.data import fixed_batch, synthetic_inputs
+from gdu_compile.digits import Array
+from gdu_compile.errors import UnsupportedError
+from gdu_compile.metadata import Extension
+
+ModelLike = str | PathLike[str] | ir.Model
+
+
+class Base(Protocol):
+    """A base network that can be had with any weights."""
+
+    def holding(self, weights: Mapping[str, Array]) -> AbstractContextManager[Path]:
+        """The base with these weights, as a file."""
+        ...
+
+    def initial(self) -> AbstractContextManager[Path]:
+        """The base with its initial weights, as a file."""
+        ...
+
+
+class Rebuilt:
+    """The base as it is left when the extension is removed from an extended model."""
+
+    def __init__(self, extended: ir.Model) -> None:
+        self.extended = extended
+
+    def holding(self, weights: Mapping[str, Array]) -> AbstractContextManager[Path]:
+        """The base with these weights, as a file."""
+        return runtime.on_disk(specialize.without_extension(self.extended, weights))
+
+    def initial(self) -> AbstractContextManager[Path]:
+        """The base with its initial weights, as a file."""
+        facts = Extension.from_metadata(self.extended.metadata_props)
+        weights: dict[str, Array] = {}
+        for name, kept in facts.initial.items():
+            value = self.extended.graph.initializers[kept].const_value
+            assert value is not None
+            weights[name] = value.numpy()
+        return self.holding(weights)
+
+
+class Source:
+    """The base as it was given: a file, or a model in memory.
+
+    Attributes:
+        name: what to call it in messages.
+        tensor_bytes: bytes of its initializers, once it was read.
+        file_bytes: bytes of its file and external data, once it was read; None in memory.
+    """
+
+    def __init__(self, model: ModelLike) -> None:
+        self._model = model
+        self.name = str(model.graph.name if isinstance(model, ir.Model) else model)
+        self.tensor_bytes: int | None = None
+        self.file_bytes: int | None = None
+
+    def fresh(self) -> ir.Model:
+        """A copy that may be changed; tensors are shared or memory-mapped."""
+        if isinstance(self._model, ir.Model):
+            model = with_own_tensors(self._model.clone())
+        else:
+            model = model_io.load(self._model)
+            self.file_bytes = model_io.file_bytes(Path(self._model), model)
+        self.tensor_bytes = model_io.tensor_bytes(model)
+        return model
+
+    def holding(self, weights: Mapping[str, Array]) -> AbstractContextManager[Path]:
+        """The base with these weights, as a file."""
+        return runtime.on_disk(specialize.with_weights(self.fresh(), weights))
+
+    def initial(self) -> AbstractContextManager[Path]:
+        """The base as it was given, as a file."""
+        return runtime.on_disk(self.fresh())
+
+    def raised(self, least: int = model_io.OPSET) -> ir.Model:
+        """A copy at opset ``least`` or above, compared with the original in onnxruntime.
+
+        Raises:
+            UnsupportedError: the raised model does not give the same bits.
+        """
+        original = self.fresh()
+        before = model_io.opset_of(original)
+        if before >= least:
+            return original
+        model = model_io.raise_opset(self.fresh(), least)
+        inputs = seeded_inputs(model)
+        batch = fixed_batch(model.graph.inputs)
+        with runtime.on_disk(original) as old, runtime.on_disk(model) as new:
+            expected = runtime.run(old, inputs, level="none", batch=batch, called=self.name)
+            got = runtime.run(new, inputs, list(expected), level="none", batch=batch)
+        if different := [n for n in expected if not same_bits(expected[n], got[n])]:
+            raise UnsupportedError(
+                f"{self.name}: raising it from opset {before} to {least} changes the "
+                f"output {', '.join(different)}; export it with opset {least} or above"
+            )
+        return model
+
+
+def with_own_tensors(model: ir.Model) -> ir.Model:
+    """Tensors of their own names: onnx_ir renames a tensor with its value, and a clone shares its
+    tensors with the caller's model.  The contents stay shared."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                value.const_value = alias(value.const_value)
+        for node in graph:
+            for name, attribute in node.attributes.items():
+                if attribute.type == ir.AttributeType.TENSOR:
+                    node.attributes[name] = ir.AttrTensor(name, alias(attribute.as_tensor()))
+    return model
+
+
+def alias(tensor: ir.TensorProtocol) -> ir.LazyTensor:
+    """The same contents under a name of its own."""
+    shape = ir.Shape(tensor.shape.numpy())
+    return ir.LazyTensor(lambda: tensor, dtype=tensor.dtype, shape=shape, name=tensor.name)
+
+
+def seeded_inputs(model: ir.Model) -> dict[str, Array]:
+    """Seeded inputs for a comparison of two models."""
+    inputs = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
+    return synthetic_inputs(inputs, np.random.default_rng(0))

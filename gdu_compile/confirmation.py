@@ -1,0 +1,163 @@
+"""Training an extended model and confirming the result, with the negative controls."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from gdu_compile import specialize
+from gdu_compile.algorithm import AlgorithmGraph
+from gdu_compile.bases import Base
+from gdu_compile.batches import first_pass, steps_of_a_pass
+from gdu_compile.digits import Array
+from gdu_compile.errors import UnsupportedError
+from gdu_compile.memory_verification import MemoryVerifier
+from gdu_compile.metadata import Extension
+from gdu_compile.preparation import Prepared, PreparedData
+from gdu_compile.progress import training_progress
+from gdu_compile.report import MemoryCheck, Report
+from gdu_compile.training_set import with_changes
+from gdu_compile.verification import Verifier, torch_agrees
+
+if TYPE_CHECKING:
+    from gdu_compile.training import Training
+
+AnyVerifier = Verifier | MemoryVerifier
+
+
+def verifier_for(
+    extended: ir.Model, base: Base, prepared: PreparedData, called: str,
+    alone: AlgorithmGraph | None = None,
+) -> AnyVerifier:  # fmt: skip
+    """What checks a trained θ of this model.
+
+    Args:
+        extended: the extended model.
+        base: the base to compare with.
+        prepared: the data.
+        called: what to call the base in messages.
+        alone: learn: the algorithm; None takes the one inside the extended model.
+    """
+    facts = Extension.from_metadata(extended.metadata_props)
+    if facts.memory is None:
+        return Verifier(extended, base, prepared.data, called, prepared.test)
+    assert prepared.classes is not None
+    return MemoryVerifier(
+        extended, base, prepared.data, classes=prepared.classes, order=prepared.order,
+        alone=alone or specialize.algorithm_in(extended), called=called, test=prepared.test,
+    )  # fmt: skip
+
+
+def run_training(
+    extended: ir.Model, prepared: Prepared, report: Report | None, *, lr: float | None = None
+) -> Training:
+    """Train; what was measured goes into the report: None for a control, at rate ``lr``."""
+    from gdu_compile import training
+
+    options = prepared.options
+    with training_progress(prepared.steps, quiet=report is None) as progress:
+        result = training.train(
+            extended, prepared.data, loss=prepared.loss,
+            optimizer=prepared.optimizer if lr != 0 else prepared.optimizer.at_rest(),
+            lr=options.lr if lr is None else lr, steps=prepared.steps,
+            batch_size=prepared.batch_size, device=options.device, seed=options.seed,
+            measure=report is not None, progress=progress,
+        )  # fmt: skip
+    if report is not None:
+        report.steps, report.armed_at_step = result.steps, result.armed_at_step
+        report.gradient_after_arming = result.gradient_after_arming
+        report.seconds["train"] = result.seconds
+        report.warnings += result.warnings
+    return result
+
+
+def confirm(
+    report: Report, verifier: AnyVerifier, theta: Mapping[str, Array], *, retrain: Prepared | None
+) -> None:
+    """Run the verdict and its negative controls; fill the report.
+
+    Args:
+        report: to be filled.
+        verifier: of the extended model and its base.
+        theta: the trained θ.
+        retrain: to run the controls that train; None when nothing was trained here.
+    """
+    begin = time.perf_counter()
+    verdict = verifier.check(theta)
+    report.weights, report.memory = verdict.weights, verdict.memory
+    report.forward, report.forward_unoptimized = verdict.forward, verdict.forward_unoptimized
+    report.algorithm = verdict.algorithm
+    report.negative_controls = [verifier.untrained()]
+    if retrain is not None:
+        still = retrained(verifier, retrain, lr=0.0)
+        report.negative_controls.append(verifier.control("learning rate 0", still))
+        if isinstance(verifier, MemoryVerifier):
+            learn_controls(report, verifier, retrain)
+    specialize.fill(verifier.trained, theta)
+    if verifier.data.kind == "file":
+        report.accuracy = verifier.accuracy(verifier.oracle)
+    if not all(np.isfinite(array).all() for array in theta.values()):
+        report.warnings.append("θ holds NaN or infinity: training has diverged")
+    compare_with_torch(report, verifier, verdict.outputs)
+    report.reproduced = (
+        verdict.reproduced
+        and report.gradient_after_arming in (None, 0.0)
+        and not any(control.reproduced for control in report.negative_controls)
+        and controls_hold(report.memory)
+    )
+    report.seconds["verify"] = time.perf_counter() - begin
+
+
+def retrained(
+    verifier: AnyVerifier, prepared: Prepared, lr: float | None = None
+) -> Mapping[str, Array]:
+    """θ of another training run, from an empty extension."""
+    fresh = specialize.filled(verifier.extended, specialize.untrained_theta(verifier.facts))
+    return run_training(fresh, prepared, None, lr=lr).theta
+
+
+def learn_controls(report: Report, verifier: MemoryVerifier, prepared: Prepared) -> None:
+    """Another order, and other data: the memory must follow, and only so far."""
+    assert report.memory is not None and prepared.order is not None
+    size, seed = len(prepared.data), prepared.options.seed
+    once = dataclasses.replace(prepared, steps=steps_of_a_pass(size, prepared.batch_size))
+    other = dataclasses.replace(prepared.options, seed=seed + 1)
+    theta = retrained(verifier, dataclasses.replace(once, options=other))
+    differences = verifier.differences(*verifier.read(theta), first_pass(size, seed + 1))
+    report.memory.permuted_order = not any(flags.any() for flags in differences)
+
+    label_of, value_of = int(prepared.order[0]), int(prepared.order[-1])
+    changed = with_changes(prepared.data, label_of, value_of)
+    theta = retrained(verifier, dataclasses.replace(once, data=changed))
+    wrong, mislabelled = verifier.differences(*verifier.read(theta), prepared.order)
+    report.memory.changed_slots_only = np.flatnonzero(mislabelled).tolist() == [
+        0
+    ] and np.flatnonzero(wrong).tolist() == [size - 1]
+    report.negative_controls.append(verifier.control("one label and one value changed", theta))
+
+
+def controls_hold(memory: MemoryCheck | None) -> bool:
+    """Whether nothing that was tried with other data went otherwise than it must."""
+    return memory is None or False not in (memory.permuted_order, memory.changed_slots_only)
+
+
+def compare_with_torch(report: Report, verifier: AnyVerifier, outputs: Mapping[str, Array]) -> None:
+    """Run the trained extension in torch too; to disagree is a warning, the verdict is on bits."""
+    logits, device = verifier.facts.logits.output, report.device or "cpu"
+    try:
+        report.torch = torch_agrees(
+            verifier.trained, logits, verifier.data, outputs[logits], device
+        )
+    except UnsupportedError as error:
+        report.warnings.append(f"not compared with torch: {error.message}")
+        return
+    if not report.torch.agrees:
+        report.warnings.append(
+            f"torch's logits differ from onnxruntime's by {report.torch.max_relative_diff:.1e} "
+            f"of the largest (tolerance {report.torch.tolerance:.0e})"
+        )
