@@ -8,6 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from gdu_compile import model_io, specialize
@@ -110,6 +111,28 @@ def extension(model: ir.Model, path: Path) -> dict[str, Any] | None:
             }
             for bucket in facts.buckets
         ],
+        "memory": memory(model, facts),
+        "algorithm": None if facts.algorithm is None else asdict(facts.algorithm),
         "skipped": [asdict(skipped) for skipped in facts.skipped],
         "source": facts.source,
+    }
+
+
+def memory(model: ir.Model, facts: Extension) -> dict[str, Any] | None:
+    """The memory of learn, and how much of it is filled; None for record."""
+    if facts.memory is None:
+        return None
+    filled = sum(
+        int(np.count_nonzero(facts.calibrators(array)))
+        for array in specialize.theta_in(model).values()
+    )
+    thetas = [
+        {"theta": name, "shape": list(shape)} for name, shape in facts.theta_shapes.items()
+    ]  # fmt: skip
+    return {
+        "slots": facts.memory.slots,
+        "filled": filled,
+        "labels": facts.memory.labels,
+        "fields": [asdict(field) for field in facts.memory.fields],
+        "thetas": thetas,
     }

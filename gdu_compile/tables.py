@@ -202,3 +202,16 @@ def print_inspection(facts: dict[str, Any], console: Console) -> None:
     for bucket in extension["buckets"]:
         say(console, escape(f"θ  {bucket['theta']} {bucket['shape']}: "
                              f"{', '.join(bucket['weights'])}"))  # fmt: skip
+    if extension["memory"] is not None:
+        print_memory(extension, console)
+
+
+def print_memory(extension: dict[str, Any], console: Console) -> None:
+    """The memory and the algorithm of learn, for ``inspect``."""
+    memory, algorithm = extension["memory"], extension["algorithm"]
+    for theta in memory["thetas"]:
+        say(console, escape(f"θ  {theta['theta']} {theta['shape']}"))
+    fields = ", ".join(f"{f['name']} {f['dtype']} {list(f['shape'])}" for f in memory["fields"])
+    say(console, escape(f"memory     {memory['filled']} of {memory['slots']} samples: {fields}"))
+    weights = ", ".join(weight["name"] for weight in algorithm["weights"])
+    say(console, escape(f"algorithm  {algorithm['name']} computes {weights}"))
