@@ -6,6 +6,7 @@ import doctest
 import importlib
 import pkgutil
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -22,9 +23,20 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def commands(page: Path) -> list[list[str]]:
-    """The indented gdu-compile lines of a page."""
+    """The indented lines of a page that run gdu-compile or an example."""
     lines = [line.strip() for line in page.read_text().splitlines() if line.startswith("    ")]
-    return [shlex.split(line)[1:] for line in lines if line.startswith("gdu-compile ")]
+    runs = ("gdu-compile ", "python -m examples.")
+    return [shlex.split(line) for line in lines if line.startswith(runs)]
+
+
+def run_command(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
+    """Run one of them here; the exit code."""
+    if arguments[0] == "gdu-compile":
+        return run(arguments[1:])
+    _, _, module, *rest = arguments
+    monkeypatch.setattr("sys.argv", [module, *rest])
+    runpy.run_module(module, run_name="__main__", alter_sys=False)
+    return 0
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -34,13 +46,14 @@ def test_commands(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
     for arguments in commands(page):
-        assert run(arguments) == 0, arguments
+        assert run_command(arguments, monkeypatch) == 0, arguments
 
 
 def test_there_are_commands_to_test() -> None:
     """The check above does not pass because nothing was found."""
-    assert len(commands(ROOT / "README.md")) == 5
+    assert len(commands(ROOT / "README.md")) == 6
     assert len(commands(ROOT / "docs" / "commands.md")) == 8
+    assert len(commands(ROOT / "docs" / "learn.md")) == 11
 
 
 def demo_arguments() -> list[str]:
