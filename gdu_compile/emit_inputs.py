@@ -7,6 +7,8 @@ product and a sum into one operation: the logarithm is an estimate, and its erro
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 
@@ -42,19 +44,29 @@ def emit_input_signal(b: Builder, x: ir.Value, encoding: Encoding) -> ir.Value:
     # Flat: onnxruntime takes 10 times as long where the last axis is short (measured).
     flat = b.op("Reshape", x, b.ints([-1], "gdu_flat"), name="gdu_x_flat", dtype=x.dtype or FLOAT,
                 shape=[count])  # fmt: skip
+    wide, shape = b.ints([-1, width], "gdu_samples"), [rows, width]
+    if encoding.digits_are_units:
+        # The code first: what joins the columns is then the only one to pass over all of them.
+        columns = [emit_code(b, q, encoding.code) for q in emit_columns(b, flat, encoding)]
+        return b.op("Reshape", join(b, columns), wide, name="gdu_x_signal", shape=shape)
     q = emit_cut(b, emit_units(b, flat, encoding), encoding, count)
-    q = b.op("Reshape", q, b.ints([-1, width], "gdu_samples"), name="gdu_x_q", shape=[rows, width])
+    q = b.op("Reshape", q, wide, name="gdu_x_q", shape=shape)
     return emit_code(b, q, encoding.code)
 
 
 def emit_units(b: Builder, x: ir.Value, encoding: Encoding) -> ir.Value:
     """Elements [n] → units, FLOAT [n, units]: ``encoding.units`` of them, exact."""
-    n, last = rows_of(x), b.ints([-1, 1], "gdu_column")
-    columns = [b.op("Reshape", unit, last, name="gdu_x_unit_column", shape=[n, 1])
-               for unit in emit_columns(b, x, encoding)]  # fmt: skip
-    if len(columns) == 1:
-        return columns[0]
-    return b.op("Concat", *columns, name="gdu_x_units", shape=[n, len(columns)], axis=1)
+    return join(b, emit_columns(b, x, encoding))
+
+
+def join(b: Builder, columns: Sequence[ir.Value]) -> ir.Value:
+    """FLOAT [n] each → [n, columns]."""
+    n, last = rows_of(columns[0]), b.ints([-1, 1], "gdu_column")
+    upright = [b.op("Reshape", column, last, name="gdu_x_column", shape=[n, 1])
+               for column in columns]  # fmt: skip
+    if len(upright) == 1:
+        return upright[0]
+    return b.op("Concat", *upright, name="gdu_x_columns", shape=[n, len(upright)], axis=1)
 
 
 def emit_columns(b: Builder, x: ir.Value, encoding: Encoding) -> list[ir.Value]:

@@ -1,4 +1,4 @@
-"""Two or three nodes run as one torch call that passes over memory fewer times.
+"""A few nodes run as one torch call that passes over memory fewer times.
 
 The values are the same bits (a sum may be taken in another order) and the derivatives those of
 torch's own functions.  What a tensor as large as θ costs is mostly its allocation: the system
@@ -6,6 +6,7 @@ hands out fresh pages, slower than they are then filled.
 
 - Concat, Cast, Sub of a constant: the parts are cast into their places, the rest happens there.
 - Cast, Sub of a constant: the same with one part.
+- Many element-wise ones: ``blocks.py``.
 - Mul, ReduceSum over everything: ``torch.dot``, without the tensor of products.
 """
 
@@ -16,11 +17,12 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from gdu_compile.torch_backend import blocks
+from gdu_compile.torch_backend.memory import fresh
 from gdu_compile.torch_backend.ops_elementwise import torch_dtype
 
 # torch.dot takes 32-bit counts.
@@ -37,9 +39,12 @@ def fused(
         call: a node → the function that runs it alone, on its inputs.
 
     Returns:
-        The nodes that are covered, the last one's output being the result, and a
-        function of the inputs of ``outer_inputs``; None when nothing fits.
+        The nodes that are covered, and a function of the inputs of ``outer_inputs``
+        that gives ``blocks.results_of``; None when nothing fits.
     """
+    run = blocks.run_of(nodes)
+    if run:
+        return run, blocks.in_blocks(run, call, outer_inputs(run))
     chain = [nodes[0], *followers(nodes)]
     kinds = [node.op_type for node in chain]
     if kinds[:3] == ["Concat", "Cast", "Sub"] and is_first_input(chain[1], chain[2]):
@@ -115,13 +120,6 @@ def signals(
         return result.sub_(number)
 
     return run
-
-
-def fresh(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """An uninitialised tensor; on the CPU from numpy, which asks the system for large pages."""
-    if device.type == "cpu" and dtype == torch.float32 and not torch.compiler.is_compiling():
-        return torch.from_numpy(np.empty(shape, dtype=np.float32))
-    return torch.empty(shape, dtype=dtype, device=device)
 
 
 def product(multiply: Callable[..., Tensor], total: Callable[..., Tensor]) -> Callable[..., Tensor]:

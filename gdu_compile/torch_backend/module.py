@@ -22,7 +22,7 @@ import torch
 from gdu_compile.digits import Array
 from gdu_compile.errors import UnsupportedError
 from gdu_compile.graph_view import called, nested
-from gdu_compile.torch_backend import control_flow, fusion, registry
+from gdu_compile.torch_backend import blocks, control_flow, fusion, registry
 from gdu_compile.torch_backend.control_flow import names_of
 from gdu_compile.torch_backend.program import Call, Environment, Program, Step
 
@@ -96,7 +96,7 @@ def lower(graph: ir.Graph, opset: int, hold: Hold) -> Program:
     done = 0
     while done < len(nodes):
         chain, call = next_call(nodes[done:], opset, hold)
-        names = tuple(output.name or "" for output in chain[-1].outputs)
+        names = tuple(output.name or "" for output in blocks.results_of(chain))
         dropped = [name for drop in drops[done : done + len(chain)] for name in drop]
         steps.append(Step(call, names, tuple(dropped)))
         done += len(chain)

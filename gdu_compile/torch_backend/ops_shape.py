@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gdu_compile.errors import UnsupportedError
+from gdu_compile.torch_backend.memory import fresh
 from gdu_compile.torch_backend.ops_elementwise import torch_dtype
 from gdu_compile.torch_backend.ops_unsigned import modular
 from gdu_compile.torch_backend.registry import operator
@@ -84,7 +85,7 @@ def concat(*inputs: Tensor, axis: int) -> Tensor:
     if not columns or any(x.shape != first.shape or x.requires_grad for x in inputs):
         return torch.cat(inputs, axis)
     # torch.cat takes five times as long to place single columns beside each other.
-    joined = first.new_empty((*first.shape[:-1], len(inputs)))
+    joined = fresh((*first.shape[:-1], len(inputs)), first.dtype, first.device)
     for place, x in zip(torch.split(joined, 1, -1), inputs, strict=True):
         place.copy_(x)
     return joined
