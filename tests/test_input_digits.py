@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+import torch
 from everywhere import bits, patterns, run_everywhere, same
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -19,7 +20,7 @@ from gdu_compile.emit_values import emit_values
 from gdu_compile.encoding import Encoding, encoding_of
 from gdu_compile.names import Names
 from gdu_compile.number_formats import FORMATS, FloatFormat
-from gdu_compile.torch_backend import lower_to_torch, registry, to_array
+from gdu_compile.torch_backend import blocks, lower_to_torch, registry, to_array
 from gdu_compile.torch_backend.module import to_tensor
 
 PAIRS = [(code, dtype) for code in CODES for dtype in FORMATS]
@@ -166,6 +167,17 @@ def test_shapes(shape: tuple[int, int], rows: str, code: str, dtype: str) -> Non
     assert wanted.shape == (shape[0], shape[1] * encoding.digits)
     for where, (got,) in run_everywhere(model, x).items():
         assert same(got, wanted) and got.shape == wanted.shape, where
+
+
+@pytest.mark.parametrize(("code", "dtype"), MIXED)
+def test_a_large_batch(code: str, dtype: str) -> None:
+    """So large that torch takes it in blocks, the last one not full."""
+    size = blocks.BLOCK * torch.get_num_threads() + 1000
+    x = patterns(dtype, size - size % 8).reshape(-1, 8)
+    assert x.size > blocks.BLOCK
+    encoding = encoding_of(CODES[code], dtype)
+    got = to_array(lower_to_torch(model_of(encoding, 8), ())(to_tensor(ir.Tensor(x))))
+    assert same(got, expected(encoding, x))
 
 
 @pytest.mark.parametrize("code", CODES)
