@@ -31,13 +31,14 @@ def parse_call(
         ('nearest-mean', {})
     """
     words = re.match(r"\s*([A-Za-z]\w*(?:-[A-Za-z]\w*)+)\s*(\(.*)?$", text, re.DOTALL)
-    if dashes and words is not None:
-        _, arguments = parse_call(f"{words[1].replace('-', '_')}{words[2] or ''}", flag, example)
-        return words[1], arguments
+    if not dashes or words is None:
+        code, name = text, None
+    else:
+        code, name = words[1].replace("-", "_") + (words[2] or ""), words[1]
     try:
-        node = ast.parse(text.strip(), mode="eval").body
+        node = ast.parse(code.strip(), mode="eval").body
         if isinstance(node, ast.Name):
-            return node.id, {}
+            return name or node.id, {}
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or node.args:
             raise ValueError
         arguments = {str(k.arg): ast.literal_eval(k.value) for k in node.keywords}
@@ -47,7 +48,7 @@ def parse_call(
         raise InputError(
             f'{flag} {text[:80]!r} cannot be read; write it as in PyTorch: "{example}"'
         ) from error
-    return node.func.id, arguments
+    return name or node.func.id, arguments
 
 
 def call_text(name: str, arguments: dict[str, Any]) -> str:

@@ -100,15 +100,11 @@ def compose(
         origin: name of the oracle, for the nodes' metadata.
 
     Raises:
-        UnsupportedError: the base has an input ``Y``, or a fixed batch of another size.
+        UnsupportedError: an input or a weight is called ``Y``, or a fixed batch of another size.
     """
     part = features(problem, layer)
-    named = [*part.inputs, *problem.base.graph.initializers.values()]
-    taken = [str(value.name) for value in named]
-    if LABELS in [value.name for value in part.inputs]:
-        raise UnsupportedError(
-            f"an input of the base is called {LABELS!r}, as the labels are; rename it"
-        )
+    taken = [str(value.name) for value in (*part.inputs, *problem.base.graph.initializers.values())]
+    refuse_labels([*part.inputs, *(value for each in layers for value in (each.weight, each.bias))])
     put_under(part, free_prefix("features", taken))
     put_under(graph, prefix := free_prefix(origin, taken))
     labels = ir.Value(
@@ -132,6 +128,14 @@ def compose(
         node.metadata_props.setdefault(PASS_KEY, origin)
     part.name = f"{origin} of {problem.base.graph.name}"
     return model
+
+
+def refuse_labels(values: Sequence[ir.Value | None]) -> None:
+    """Raise UnsupportedError when an input or a weight has the name that the labels have."""
+    if any(value is not None and value.name == LABELS for value in values):
+        raise UnsupportedError(
+            f"an input or a weight of the base is called {LABELS!r}, as the labels are; rename it"
+        )
 
 
 def batch_of(value: ir.Value) -> list[int | ir.SymbolicDim]:

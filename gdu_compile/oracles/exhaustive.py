@@ -7,7 +7,15 @@ import onnx_ir as ir
 
 from gdu_compile.errors import UnsupportedError
 from gdu_compile.oracles.compose import compose, head
-from gdu_compile.oracles.head import Layer, called, is_op, last_layer, layer_at, need_bias
+from gdu_compile.oracles.head import (
+    Layer,
+    called,
+    is_op,
+    last_layer,
+    layer_at,
+    need_bias,
+    refuse_values,
+)
 from gdu_compile.oracles.problem import Problem
 
 MOST_INPUTS = 12
@@ -79,6 +87,7 @@ def exhaustive(problem: Problem) -> ir.Model:
         True
     """
     output = last_layer(problem)
+    refuse_values(problem, "exhaustive")
     hidden = hidden_layer(output)
     check_size(problem, hidden)
     d = hidden.d

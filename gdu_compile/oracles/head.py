@@ -185,8 +185,6 @@ def check_layer(node: ir.Node, layer: Layer) -> None:
         if not value.is_initializer() or value.const_value is None:
             problems.append(f"the bias {value.name!r} is no initializer")
             continue
-        if value.const_value.dtype != ir.DataType.FLOAT:
-            problems.append(f"{value.name!r} is {value.const_value.dtype}, not FLOAT")
         if len(value.uses()) > 1:
             others = [called(use.node) for use in value.uses()]
             problems.append(f"{value.name!r} is used {len(others)} times: by {', '.join(others)}")

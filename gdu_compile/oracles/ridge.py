@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import onnx_ir as ir
 
@@ -14,6 +12,14 @@ from gdu_compile.oracles.problem import Problem
 
 TOLERANCE = 2.0**-40
 """CG ends in a column where ‖residual‖² is below this share of what it was."""
+
+ROUNDS = 4
+"""As many times d + 1 iterations at most: in exact arithmetic d would do, in float32 the directions
+lose what makes them conjugate (32 features of a GRU, error of the outputs: 4e-2 after 33
+iterations, 9e-4 after 64, 6e-5 after 128).
+"""
+
+LARGEST = float(np.finfo(np.float32).max)
 
 BEGIN = """
 ridge (float[n, d] phi, int64[n] Y) => (OUTPUTS) {
@@ -109,7 +115,7 @@ def ridge(problem: Problem, *, penalty: float = 0.001, iterations: int | None = 
     and 1, one value 0 and 1.  A layer without a bias is fitted without one.
 
     Source: Hoerl & Kennard 1970; conjugate gradients: Hestenes & Stiefel 1952
-    Cost: n·d² + n·d·C multiplications once, d²·C per iteration (at most d + 1)
+    Cost: n·d² + n·d·C multiplications once, d²·C per iteration (at most 4d + 4)
 
     Limits: float32 throughout.  The Gram matrix [d, d] is held.  With penalty 0 and dependent
     features the solution is the one of least norm, as far as float32 carries.
@@ -117,7 +123,7 @@ def ridge(problem: Problem, *, penalty: float = 0.001, iterations: int | None = 
     Args:
         problem: what the oracle is built for.
         penalty: λ relative to the mean of the Gram matrix' diagonal; 0 or more.
-        iterations: the most iterations; None for d + 1.
+        iterations: the most iterations; None for 4(d + 1).
 
     Raises:
         InputError: a penalty or a number of iterations out of range.
@@ -147,7 +153,7 @@ def ridge(problem: Problem, *, penalty: float = 0.001, iterations: int | None = 
         "".join(text), classes=layer.classes, off_on=np.array(off_on), zero=0, none=0.0, one=1.0,
         yes=True, d_float=float(layer.d), penalty=float(penalty), tolerance=TOLERANCE,
         epsilon=float(np.finfo(np.float32).eps),
-        iterations=layer.d + 1 if iterations is None else iterations,
+        iterations=ROUNDS * (layer.d + 1) if iterations is None else iterations,
     )  # fmt: skip
     return compose(problem, layer, graph, [layer], "ridge")
 
@@ -157,8 +163,8 @@ def check_arguments(penalty: float, iterations: int | None) -> None:
     problems = []
     if not isinstance(penalty, int | float) or isinstance(penalty, bool):
         problems.append(f"penalty={penalty!r} is no number")
-    elif not (penalty >= 0 and math.isfinite(np.float32(penalty))):
-        problems.append(f"penalty={penalty!r} has to be a finite number, 0 or more")
+    elif not 0 <= penalty <= LARGEST:
+        problems.append(f"penalty={penalty!r} has to be a float32 number, 0 or more")
     whole = isinstance(iterations, int) and not isinstance(iterations, bool)
     if iterations is not None and (not whole or iterations < 1):
         problems.append(f"iterations={iterations!r} has to be a whole number above 0")
