@@ -10,13 +10,12 @@ from gdu_compile.oracles.compose import begin, compose, head
 from gdu_compile.oracles.head import last_layer
 from gdu_compile.oracles.problem import Problem
 
-TOLERANCE = 2.0**-40
+TOLERANCE = 2.0**-80
 """CG ends in a column where ‖residual‖² is below this share of what it was."""
 
 ROUNDS = 4
-"""As many times d + 1 iterations at most: in exact arithmetic d would do, in float32 the directions
-lose what makes them conjugate (32 features of a GRU, error of the outputs: 4e-2 after 33
-iterations, 9e-4 after 64, 6e-5 after 128).
+"""As many times d + 1 iterations at most: in exact arithmetic d would do, in floating point the
+directions lose what makes them conjugate.
 """
 
 LARGEST = float(np.finfo(np.float32).max)
@@ -45,46 +44,54 @@ SOLVE = """
     largest = Max(high, minus_low)
     is_scale = Greater(largest, none)
     scale = Where(is_scale, largest, one)                  # the Gram matrix cannot overflow
-    x = Div(centred, scale)                                # [n, d], in [−1, 1]
+    x32 = Div(centred, scale)                              # [n, d], in [−1, 1]
 
+    x = Cast <to = 11> (x32)                               # float64 from here
+    t64 = Cast <to = 11> (t)
+    none64 = Cast <to = 11> (none)
+    one64 = Cast <to = 11> (one)
+    d64 = Cast <to = 11> (d_float)
+    penalty64 = Cast <to = 11> (penalty)
+    tolerance64 = Cast <to = 11> (tolerance)
+    epsilon64 = Cast <to = 11> (epsilon)
     gram0 = Gemm <transA = 1> (x, x)                       # [d, d]
-    columns = Gemm <transA = 1> (x, t)                     # [d, C]
+    columns = Gemm <transA = 1> (x, t64)                   # [d, C]
     unit = EyeLike(gram0)
     diagonal = Mul(gram0, unit)
     trace = ReduceSum <keepdims = 0> (diagonal)
-    mean_of_diagonal = Div(trace, d_float)
-    is_mean = Greater(mean_of_diagonal, none)
-    level = Where(is_mean, mean_of_diagonal, one)
+    mean_of_diagonal = Div(trace, d64)
+    is_mean = Greater(mean_of_diagonal, none64)
+    level = Where(is_mean, mean_of_diagonal, one64)
     gram1 = Div(gram0, level)                              # its diagonal has the mean 1
-    ridge = Mul(unit, penalty)
+    ridge = Mul(unit, penalty64)
     gram = Add(gram1, ridge)
     r0 = Div(columns, level)
-    v0 = Mul(r0, none)
+    v0 = Mul(r0, none64)
     rho0 = ReduceSumSquare <keepdims = 0> (r0, axis0)      # [C]
-    enough = Mul(rho0, tolerance)
+    enough = Mul(rho0, tolerance64)
 
     v_end, r_end, p_end, rho_end = Loop <body = conjugate_gradients
-      (int64 step, bool more, float[d, C] v, float[d, C] r, float[d, C] p, float[C] rho)
-      => (bool again, float[d, C] v2, float[d, C] r2, float[d, C] p2, float[C] rho2) {
+      (int64 step, bool more, double[d, C] v, double[d, C] r, double[d, C] p, double[C] rho)
+      => (bool again, double[d, C] v2, double[d, C] r2, double[d, C] p2, double[C] rho2) {
         q = MatMul(gram, p)                                # [d, C]
         pq = Mul(p, q)
         curvature = ReduceSum <keepdims = 0> (pq, axis0)   # [C]
         pp = ReduceSumSquare <keepdims = 0> (p, axis0)
-        rounding = Mul(pp, epsilon)
+        rounding = Mul(pp, epsilon64)
         curved = Greater(curvature, rounding)              # else the column is done: no 0/0
         open = Greater(rho, enough)
         going = And(curved, open)                          # [C]
 
-        below = Where(going, curvature, one)
+        below = Where(going, curvature, one64)
         ratio = Div(rho, below)
-        alpha = Where(going, ratio, none)
+        alpha = Where(going, ratio, none64)
         dv = Mul(alpha, p)
         dr = Mul(alpha, q)
         v2 = Add(v, dv)
         r2 = Sub(r, dr)
         left = ReduceSumSquare <keepdims = 0> (r2, axis0)
-        rho2 = Where(going, left, none)                    # a column that is done stays done
-        old = Where(going, rho, one)
+        rho2 = Where(going, left, none64)                  # a column that is done stays done
+        old = Where(going, rho, one64)
         beta = Div(rho2, old)
         dp = Mul(beta, p)
         p2 = Add(r2, dp)
@@ -95,7 +102,9 @@ SOLVE = """
         again = Cast <to = 9> (any)
     }> (iterations, yes, v0, r0, r0, rho0)
 
-    w = Div(v_end, scale)                                  # [d, C]
+    scale64 = Cast <to = 11> (scale)
+    w64 = Div(v_end, scale64)                              # [d, C]
+    w = Cast <to = 1> (w64)
     W = Transpose <perm = [1, 0]> (w)
 """
 BIAS = """
@@ -117,8 +126,10 @@ def ridge(problem: Problem, *, penalty: float = 0.001, iterations: int | None = 
     Source: Hoerl & Kennard 1970; conjugate gradients: Hestenes & Stiefel 1952
     Cost: n·d² + n·d·C multiplications once, d²·C per iteration (at most 4d + 4)
 
-    Limits: float32 throughout.  The Gram matrix [d, d] is held.  With penalty 0 and dependent
-    features the solution is the one of least norm, as far as float32 carries.
+    Limits: the features are centred in float32; the rest is done in float64, so that two runtimes,
+    which sum in different orders, come to the same weights but for the last bits.  The features are
+    held in float64, [n, d], and the Gram matrix, [d, d].  With penalty 0 and dependent features the
+    solution is the one of least norm, as far as that carries.
 
     Args:
         problem: what the oracle is built for.
@@ -152,7 +163,7 @@ def ridge(problem: Problem, *, penalty: float = 0.001, iterations: int | None = 
     graph = head(
         "".join(text), classes=layer.classes, off_on=np.array(off_on), zero=0, none=0.0, one=1.0,
         yes=True, d_float=float(layer.d), penalty=float(penalty), tolerance=TOLERANCE,
-        epsilon=float(np.finfo(np.float32).eps),
+        epsilon=float(np.finfo(np.float64).eps),
         iterations=ROUNDS * (layer.d + 1) if iterations is None else iterations,
     )  # fmt: skip
     return compose(problem, layer, graph, [layer], "ridge")
