@@ -54,6 +54,7 @@ def test_there_are_commands_to_test() -> None:
     assert len(commands(ROOT / "README.md")) == 6
     assert len(commands(ROOT / "docs" / "commands.md")) == 8
     assert len(commands(ROOT / "docs" / "learn.md")) == 11
+    assert sum(len(python_blocks(page)) for page in PAGES) >= 2
 
 
 def demo_arguments() -> list[str]:
@@ -79,10 +80,16 @@ def test_the_demo_table(
     assert [row for row in exact if row not in printed] == []
 
 
-def test_python_in_the_readme() -> None:
-    """The code block runs."""
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    exec(compile(code, "README.md", "exec"), {})
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_in_the_pages(page: Path) -> None:
+    """The code blocks run."""
+    for code in python_blocks(page):
+        exec(compile(code, page.name, "exec"), {})
+
+
+def python_blocks(page: Path) -> list[str]:
+    """The Python code blocks of a page."""
+    return re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
 
 
 PACKAGES = (gdu_compile, gdu_compile.oracles, gdu_compile.passes, gdu_compile.torch_backend)
