@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import track
 
 import gdu_compile
+from benchmarks.pages import write_tables
 from gdu_compile import carrying, training
 from gdu_compile.bases import Source
 from gdu_compile.digits import CODES, DEFAULT_GAIN
@@ -28,7 +29,6 @@ from gdu_compile.verification import Verifier
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "stacks.md"
-BEGIN, END = "<!-- {} table: python -m benchmarks.matrix --write -->", "<!-- end of {} table -->"
 
 MODELS = ("digits_linear", "digits_mlp", "digits_cnn", "digits_attention", "digits_gru",
           "digits_probs", "iris_binary")  # fmt: skip
@@ -235,16 +235,6 @@ def short(number: float) -> str:
     return "∞" if math.isinf(number) else f"{number:.3g}"
 
 
-def write_page(tables: dict[str, list[str]], page: Path = PAGE) -> None:
-    """Replace the tables between their markers."""
-    text = page.read_text(encoding="utf-8")
-    for name, lines in tables.items():
-        begin, end = BEGIN.format(name), END.format(name)
-        before, rest = text.split(begin)
-        text = before + "\n".join([begin, "", *lines, "", end]) + rest.split(end)[1]
-    page.write_text(text, encoding="utf-8")
-
-
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.matrix", description=__doc__)
@@ -258,7 +248,7 @@ def main() -> None:
         found, tables[name] = TABLES[name](console.print)
         runs += [{"table": name, **asdict(run)} for run in found]
     if arguments.write:
-        write_page(tables)
+        write_tables(PAGE, "benchmarks.matrix", tables)
     if arguments.json:
         infinite = {math.inf: None}
         clean = [{k: infinite.get(v, v) for k, v in run.items()} for run in runs]

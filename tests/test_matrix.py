@@ -8,6 +8,7 @@ import pytest
 from conftest import ALL_MODELS, ROOT
 
 from benchmarks import matrix
+from benchmarks.pages import markers
 from gdu_compile.digits import CODES
 
 PAGE = (ROOT / "docs" / "stacks.md").read_text(encoding="utf-8")
@@ -29,7 +30,8 @@ def test_every_model_and_code(model: str, digits: str) -> None:
 
 def rows(table: str) -> list[list[str]]:
     """The cells of a table of docs/stacks.md, without its two head lines."""
-    block = PAGE.split(matrix.BEGIN.format(table))[1].split(matrix.END.format(table))[0]
+    begin, end = markers("benchmarks.matrix", table)
+    block = PAGE.split(begin)[1].split(end)[0]
     lines = [line for line in block.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 

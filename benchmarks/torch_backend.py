@@ -1,0 +1,184 @@
+"""Speed of imported networks in torch against the same networks in plain PyTorch.
+
+``python -m benchmarks.torch_backend [NETWORK …] [--threads N] [--json]``: forward, and forward with
+backward, weights as parameters; onnxruntime's forward beside it; the time and the memory that an
+import takes, also by onnx2torch where that is installed and can convert the file at all.
+``--write`` puts the table into docs/cost.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import tempfile
+import time
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import onnx
+import onnx_ir as ir
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from benchmarks.pages import write_tables
+from benchmarks.timing import Candidate, Row, alternate, timed_row
+from benchmarks.torch_networks import NETWORKS, TorchNetwork, export
+from gdu_compile import model_io, runtime
+from gdu_compile.tables import new_table
+from gdu_compile.torch_backend import GraphModule, lower_to_torch
+
+BATCHES = {"digits_cnn": 64, "resnet50": 8, "bert_base": 4}
+REPEATS = 7
+LIMIT = 1.10
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "cost.md"
+
+
+def imported(path: Path) -> GraphModule:
+    """The file as a module, with its float weights as parameters."""
+    model = model_io.load(path)
+    weights = [
+        name for name, value in model.graph.initializers.items()
+        if value.dtype == ir.DataType.FLOAT
+    ]  # fmt: skip
+    return lower_to_torch(model, weights)
+
+
+def agree(network: TorchNetwork, plain: nn.Module, module: nn.Module) -> float:
+    """The largest difference of the outputs, relative to the largest output."""
+    x = network.batch(3)
+    with torch.no_grad():
+        wanted, got = plain(x), module(x)
+    return float((got - wanted).abs().max() / wanted.abs().max())
+
+
+def forward(module: nn.Module, x: Tensor) -> Callable[[], object]:
+    """Without a tape."""
+
+    def call() -> object:
+        with torch.no_grad():
+            return module(x)
+
+    return call
+
+
+def backward(module: nn.Module, x: Tensor) -> Callable[[], object]:
+    """Forward, a sum of squares, backward to all parameters."""
+
+    def call() -> object:
+        module.zero_grad(set_to_none=True)
+        module(x).square().sum().backward()
+        return None
+
+    return call
+
+
+def compare(network: TorchNetwork, path: Path) -> list[Row]:
+    """All rows of one network."""
+    torch.manual_seed(0)
+    plain, x = network.make().eval(), network.batch(BATCHES[network.name])
+    export(plain, network.batch(2), path)
+    module = imported(path).eval()
+    difference = agree(network, plain, module)
+    if difference > 1e-5:
+        raise RuntimeError(f"{network.name}: outputs differ by {difference:.1e} of the largest")
+    session = runtime.session(path)
+    feed = {"x": x.numpy()}
+    rows = [Row(f"{network.name}: outputs, max relative difference", "0", 0.0, difference, "")]
+    runs = {"forward": forward, "forward and backward": backward}
+    for what, make in runs.items():
+        ours, theirs = make(module, x), make(plain, x)
+        seconds = alternate({"theirs": Candidate(theirs), "ours": Candidate(ours)}, REPEATS)
+        rows.append(timed_row(f"{network.name}: {what}, batch {len(x)}", "plain PyTorch",
+                              seconds["theirs"], seconds["ours"], "ms", 1e3))  # fmt: skip
+    seconds = alternate({"ort": Candidate(lambda: session.run(None, feed)),
+                         "ours": Candidate(forward(module, x))}, REPEATS)  # fmt: skip
+    rows.append(timed_row(f"{network.name}: forward, batch {len(x)}", "onnxruntime",
+                          seconds["ort"], seconds["ours"], "ms", 1e3))  # fmt: skip
+    return rows + import_rows(network, path)
+
+
+def import_rows(network: TorchNetwork, path: Path) -> list[Row]:
+    """Time and Python memory of an import, against onnx2torch where it can."""
+    ours = timed_import(lambda: imported(path))
+    theirs = converter(path)
+    if theirs is None:
+        # Against reading the file: what an import cannot do without.
+        theirs, against = timed_import(lambda: onnx.load(path)), "onnx.load"
+    else:
+        against = "onnx2torch"
+    return [
+        Row(f"{network.name}: import", against, theirs[0] * 1e3, ours[0] * 1e3, "ms", 3),
+        Row(f"{network.name}: import, peak of Python's memory", against,
+            theirs[1] / 2**20, ours[1] / 2**20, "MiB"),
+    ]  # fmt: skip
+
+
+def converter(path: Path) -> tuple[float, int] | None:
+    """Seconds and bytes of onnx2torch; None when it is not installed or cannot convert the file."""
+    if importlib.util.find_spec("onnx2torch") is None:
+        return None
+    from onnx2torch import convert
+
+    try:
+        convert(str(path))
+    except Exception:  # whatever it does not know
+        return None
+    return timed_import(lambda: convert(str(path)))
+
+
+def timed_import(call: Callable[[], object]) -> tuple[float, int]:
+    """(median seconds of three calls, peak of traced memory of one)."""
+    seconds = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - begin)
+    tracemalloc.start()
+    call()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return median(seconds), peak
+
+
+def table_lines(rows: list[Row]) -> list[str]:
+    """The rows as a Markdown table."""
+    lines = ["| quantity | against | theirs | ours | ratio |", "|---|---|---:|---:|---:|"]
+    for row in rows:
+        ratio = "–" if row.ratio is None else f"{row.ratio:.2f}"
+        lines.append(f"| {row.quantity} | {row.against} | {row.base:.4g} {row.unit} | "
+                     f"{row.extension:.4g} {row.unit} | {ratio} |")  # fmt: skip
+    return lines
+
+
+def main() -> None:
+    """Measure, print, and write when asked."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("networks", nargs="*", metavar="NETWORK", help=", ".join(NETWORKS))
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/cost.md")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory(prefix="gdu-bench-") as folder:
+        for name in options.networks or NETWORKS:
+            rows += compare(NETWORKS[name], Path(folder) / f"{name}.onnx")
+    if options.json:
+        print(json.dumps([row.to_json() for row in rows]))
+        return
+    table = new_table("quantity", "against", ">theirs", ">ours", ">ratio")
+    for row in rows:
+        ratio = "–" if row.ratio is None else f"{row.ratio:.2f}"
+        table.add_row(row.quantity, row.against, f"{row.base:.4g} {row.unit}",
+                      f"{row.extension:.4g} {row.unit}", ratio)  # fmt: skip
+    Console(width=140).print(table)
+    if options.write:
+        write_tables(PAGE, "benchmarks.torch_backend", {"torch backend": table_lines(rows)})
+
+
+if __name__ == "__main__":
+    main()
