@@ -23,9 +23,9 @@ lint: install
 types: install
 	rm -rf build/types && mkdir -p build/types/gdu_compile
 	ln -s "$(CURDIR)"/gdu_compile/* "$(CURDIR)/passes" build/types/gdu_compile/
-	ln -s "$(CURDIR)/benchmarks" "$(CURDIR)/examples" build/types/
-	cd build/types && "$(CURDIR)/$(BIN)/mypy" --config-file "$(CURDIR)/pyproject.toml" gdu_compile benchmarks examples
-	$(BIN)/mypy models/build.py
+	ln -s "$(CURDIR)/benchmarks" "$(CURDIR)/examples" "$(CURDIR)/models" build/types/
+	cd build/types && "$(CURDIR)/$(BIN)/mypy" --config-file "$(CURDIR)/pyproject.toml" \
+	    --explicit-package-bases gdu_compile benchmarks examples models/build.py
 
 test: lint types
 	$(BIN)/pytest -n 2 -q -m 'not slow'
