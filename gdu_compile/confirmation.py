@@ -151,7 +151,7 @@ def compare_with_torch(report: Report, verifier: AnyVerifier, outputs: Mapping[s
     logits, device = verifier.facts.logits.output, report.device or "cpu"
     try:
         report.torch = torch_agrees(
-            verifier.trained, logits, verifier.data, outputs[logits], device
+            verifier.trained, logits, verifier.data, outputs[logits], device, verifier.chunk
         )
     except UnsupportedError as error:
         report.warnings.append(f"not compared with torch: {error.message}")

@@ -146,10 +146,16 @@ def run(
             f"{called or path}: onnxruntime cannot run it ({said(error, path)}); "
             "give --data that fits the model"
         ) from error
-    return {
-        # atleast_1d: an output need not have a batch axis (a weight, a scalar).
-        name: parts[0][i]
-        if len(parts) == 1
-        else np.concatenate([np.atleast_1d(part[i]) for part in parts])
-        for i, name in enumerate(names)
-    }
+    return {name: joined([part[i] for part in parts]) for i, name in enumerate(names)}
+
+
+def joined(parts: list[Array]) -> Array:
+    """The results of all calls along axis 0, in memory of their own.
+
+    What onnxruntime returns lies in the arena of its session, and keeps all of that alive
+    (measured: 670 MB for an output of 2 MB).
+    """
+    if len(parts) == 1:
+        return np.array(parts[0])
+    # atleast_1d: an output need not have a batch axis (a weight, a scalar).
+    return np.concatenate([np.atleast_1d(part) for part in parts])

@@ -275,5 +275,6 @@ def largest_gradient(theta: torch.nn.Parameter, armed: bool) -> float:
     as 0.  A bucket of the memory that the batch does not touch gets none, and need not."""
     if theta.grad is None:
         return math.inf if armed else 0.0
-    largest = float(theta.grad.abs().max())
+    low, high = torch.aminmax(theta.grad)  # without a tensor of absolute values
+    largest = max(-float(low), float(high))
     return math.inf if math.isnan(largest) else largest

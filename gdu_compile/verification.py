@@ -260,15 +260,24 @@ def worst_index(errors: Float64, shape: tuple[int, ...]) -> list[int] | None:
 
 
 def torch_agrees(
-    trained: ir.Model, logits: str, data: Dataset, expected: Array, device: str
+    trained: ir.Model, logits: str, data: Dataset, expected: Array, device: str, chunk: int
 ) -> TorchCheck:
-    """Run the trained extension in torch and compare its output with onnxruntime's."""
+    """Run the trained extension in torch and compare its output with onnxruntime's.
+
+    Args:
+        trained: the extended model with trained θ.
+        logits: the name of its output.
+        data: inputs for both.
+        expected: onnxruntime's output.
+        device: a torch device.
+        chunk: samples a call, where the batch is dynamic.
+    """
     import torch
 
     from gdu_compile.torch_backend import lower_to_torch
 
     module = lower_to_torch(trained).to(device)
-    step = fixed_batch(trained.graph.inputs) or runtime.CHUNK
+    step = fixed_batch(trained.graph.inputs) or chunk
     parts = []
     with torch.no_grad():
         for start in range(0, len(expected), step):
