@@ -27,6 +27,8 @@ from gdu_compile.options import CompileOptions
 from gdu_compile.oracle_weights import OracleWeights, WeightsLike
 from gdu_compile.passes import LEARN_PASSES, RECORD_PASSES, learn_passes, record_passes
 from gdu_compile.passes._base import GduPass, timed
+from gdu_compile.passes.insert_memory import MEMORY_BUCKET_BYTES
+from gdu_compile.passes.insert_recorder import DEFAULT_BUCKET_BYTES
 from gdu_compile.preparation import (
     Prepared,
     default_steps,
@@ -154,7 +156,8 @@ def plan(
             theta_dtype=options.theta_dtype, logits=options.logits,
             class_axis=options.class_axis, loss=loss, targets=targets,
             allow_extra=options.allow_extra, strict=options.strict, cover_all=options.cover_all,
-            gain=options.gain, batch_limit=options.batch_limit, bucket_bytes=options.bucket_bytes,
+            gain=options.gain, batch_limit=options.batch_limit,
+            bucket_bytes=options.bucket_bytes or DEFAULT_BUCKET_BYTES,
         )  # fmt: skip
     inputs = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
     samples, fields = form_of(inputs, options.data, options.hold_out)
@@ -164,7 +167,8 @@ def plan(
         oracle, samples=samples, fields=fields, code=code, theta_dtype=options.theta_dtype,
         logits=options.logits, class_axis=options.class_axis, loss=loss, targets=targets,
         allow_extra=options.allow_extra, strict=options.strict, gain=options.gain,
-        bucket_bytes=options.bucket_bytes, max_iterations=options.max_iterations,
+        bucket_bytes=options.bucket_bytes or MEMORY_BUCKET_BYTES,
+        max_iterations=options.max_iterations,
     )  # fmt: skip
 
 

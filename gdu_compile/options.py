@@ -160,7 +160,10 @@ class CompileOptions(TrainOptions):
     gain: float = option(DEFAULT_GAIN, "Gain γ of the recorder, a power of two: 2**-80.",
                          metavar="2**-N")  # fmt: skip
     batch_limit: int = option(2**20, "N: the largest batch that will ever be trained on.")
-    bucket_bytes: int = option(64 << 20, "Size of one trainable tensor at which a new one begins.")
+    bucket_bytes: int | None = option(
+        None, "Size of one trainable tensor at which a new one begins. Without it: 64 MB; for "
+        "learn 8 MB.", metavar="INTEGER",
+    )  # fmt: skip
     max_iterations: int = option(10**6, "Bound on the iterations of each Loop of an algorithm.")
     rename: Rename = option((), "Rename oracle tensors by re.sub, before they are matched; may be "
         "given several times. An = in REGEX is written \\=.", metavar="REGEX=REPL")  # fmt: skip
@@ -186,7 +189,7 @@ class CompileOptions(TrainOptions):
             problems.append(f"--theta-dtype {self.theta_dtype}: {' or '.join(UNIT_ROUNDOFF)}")
         if not 1 <= self.max_iterations <= 2**62:
             problems.append(f"--max-iterations {self.max_iterations}: must be 1 … 2**62")
-        if self.bucket_bytes < 1:
+        if self.bucket_bytes is not None and self.bucket_bytes < 1:
             problems.append(f"--bucket-bytes {self.bucket_bytes}: must be 1 or more")
         problems += parse_rules(self.rename)[1]
         return problems

@@ -276,5 +276,5 @@ def largest_gradient(theta: torch.nn.Parameter, armed: bool) -> float:
     if theta.grad is None:
         return math.inf if armed else 0.0
     low, high = torch.aminmax(theta.grad)  # without a tensor of absolute values
-    largest = max(-float(low), float(high))
+    largest = max(abs(float(low)), abs(float(high)))
     return math.inf if math.isnan(largest) else largest

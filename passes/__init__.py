@@ -22,7 +22,7 @@ from gdu_compile.passes.bind_oracle import BindOraclePass
 from gdu_compile.passes.check import CheckExtensionPass
 from gdu_compile.passes.fill_theta import FillThetaPass
 from gdu_compile.passes.inline_algorithm import InlineAlgorithmPass
-from gdu_compile.passes.insert_memory import InsertMemoryPass
+from gdu_compile.passes.insert_memory import MEMORY_BUCKET_BYTES, InsertMemoryPass
 from gdu_compile.passes.insert_recorder import (
     DEFAULT_BATCH_LIMIT,
     DEFAULT_BUCKET_BYTES,
@@ -134,7 +134,7 @@ def learn_passes(
     allow_extra: bool = False,
     strict: bool = False,
     gain: float = DEFAULT_GAIN,
-    bucket_bytes: int = DEFAULT_BUCKET_BYTES,
+    bucket_bytes: int = MEMORY_BUCKET_BYTES,
     class_axis: int | None = None,
     loss: LossSpec | None = None,
     targets: Targets | None = None,

@@ -17,7 +17,7 @@ import math
 import numpy as np
 import onnx_ir as ir
 from gdu_compile.passes._base import GduPass
-from gdu_compile.passes.insert_recorder import DEFAULT_BUCKET_BYTES, add_theta, check_theta_dtype
+from gdu_compile.passes.insert_recorder import add_theta, check_theta_dtype
 
 from gdu_compile.builder import INT64, Builder
 from gdu_compile.contracts import LogitsSite, Memory, MemoryBucket, State
@@ -27,6 +27,10 @@ from gdu_compile.logits import value_at
 from gdu_compile.names import Names
 from gdu_compile.number_formats import numpy_dtype
 
+MEMORY_BUCKET_BYTES = 8 << 20
+"""Size of a bucket unless said.  A step of few samples costs one bucket, and a little for every
+other one; a step of all samples is fastest where no tensor is above 32 MB, for which glibc asks the
+system anew each time (measured: ``python -m benchmarks.learn``, docs/cost.md)."""
 VALUES_START = 0.5
 """z0 of values, whose targets are one-hot: at 0 a target of 0 would have no gradient."""
 
@@ -47,7 +51,7 @@ class InsertMemoryPass(GduPass):
         self,
         *,
         gain: float = DEFAULT_GAIN,
-        bucket_bytes: int = DEFAULT_BUCKET_BYTES,
+        bucket_bytes: int = MEMORY_BUCKET_BYTES,
         theta_dtype: str = "float32",
     ) -> None:
         check_gain(gain)

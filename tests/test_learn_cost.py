@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import MODELS, parse
+from conftest import MODELS, mlp, parse, save_npz
+from gdu_compile.passes import InsertMemoryPass, InsertRecorderPass
 
 import gdu_compile
-from gdu_compile import confirmation, runtime, training
-from gdu_compile.torch_backend import GraphModule
+from gdu_compile import compiler, confirmation, model_io, runtime, training
+from gdu_compile.metadata import Extension
+from gdu_compile.options import CompileOptions
+from gdu_compile.report import Report
+from gdu_compile.torch_backend import GraphModule, lower_to_torch
 
 SQUARE = "g (float[N,2] x) => (float[N,2] y) { y = Mul(x, x) }"
 
@@ -55,7 +60,7 @@ def test_results_are_in_memory_of_their_own(chunk: int) -> None:
 @pytest.mark.parametrize(
     ("gradient", "armed", "largest"),
     [
-        ([0.0, -0.0], True, 0.0), ([-3.0, 2.0], True, 3.0), ([-1.0, 2.0], False, 2.0),
+        ([0.0, -0.0], True, 0.0), ([0.0], True, 0.0), ([-3.0, 2.0], True, 3.0), ([-1.0, 2.0], False, 2.0),
         ([1.0, math.nan, 2.0], True, math.inf), ([math.nan], False, math.inf),
         ([-math.inf, 1.0], True, math.inf), (None, True, math.inf), (None, False, 0.0),
     ],
@@ -64,4 +69,60 @@ def test_the_largest_gradient(gradient: list[float] | None, armed: bool, largest
     """max |∂L/∂θ|; NaN, and no gradient at all once armed, count as infinite."""
     theta = torch.nn.Parameter(torch.zeros(len(gradient or [0])))
     theta.grad = None if gradient is None else torch.tensor(gradient)
-    assert training.largest_gradient(theta, armed) == largest
+    found = training.largest_gradient(theta, armed)
+    assert found == largest and math.copysign(1, found) == 1
+
+
+SLOTS, IN_A_BUCKET = 23, 5
+ROW_BYTES = 4 * (1 + 4 + 2 * 6)
+"""c, four columns of labels, six elements of two digits."""
+
+
+def memory_of(size: int, path: Path) -> tuple[GraphModule, Extension]:
+    """The mlp with a memory of 23 slots, so many in a bucket."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((SLOTS, 6), dtype=np.float32)
+    data = save_npz(path / "data.npz", {"x": x, "y": rng.integers(0, 4, SLOTS)})
+    extended = gdu_compile.compile(
+        mlp(), oracle="nearest-mean", data=data, confirm=False, bucket_bytes=size * ROW_BYTES
+    ).extended
+    return lower_to_torch(extended), Extension.from_metadata(extended.metadata_props)
+
+
+@pytest.mark.parametrize("batch", [1, 4, 5, 7, 23, 40])
+def test_only_the_buckets_of_a_batch_get_a_gradient(tmp_path: Path, batch: int) -> None:
+    """The others get none at all, so a step does not pay for them; θ is that of a single bucket."""
+    split, facts = memory_of(IN_A_BUCKET, tmp_path)
+    whole, _ = memory_of(SLOTS, tmp_path)
+    assert facts.memory is not None
+    starts = [bucket.first for bucket in facts.memory.buckets]
+    assert starts == [0, 5, 10, 15, 20]
+    rng = np.random.default_rng(1)
+    for first in range(0, SLOTS, batch):
+        x = torch.from_numpy(rng.standard_normal((batch, 6), dtype=np.float32))
+        y = torch.from_numpy(rng.integers(0, 4, batch))
+        for module in (split, whole):
+            module.zero_grad()
+            torch.nn.functional.cross_entropy(module(x), y).backward()  # type: ignore[arg-type]
+            torch.optim.SGD(module.parameters(), lr=0.1).step()
+        touched = [theta.grad is not None for theta in split.parameters()]
+        assert touched == [first < start + 5 and start < first + batch for start in starts]
+    thetas = [theta.detach() for theta in split.parameters()]
+    assert torch.equal(torch.cat(thetas), next(whole.parameters()).detach())
+    assert bool((thetas[-1][:, 0] != 0).all())
+
+
+@pytest.mark.parametrize(
+    ("options", "size"), [({}, 8 << 20), ({"bucket_bytes": 1 << 20}, 1 << 20)], ids=str
+)
+def test_the_size_of_a_bucket(options: dict[str, int], size: int) -> None:
+    """8 MB unless said, for learn; record has 64 MB."""
+    data = MODELS / "digits.npz"
+    chosen = CompileOptions.of({"data": data, **options})
+    base = model_io.load(MODELS / "digits_linear.onnx")
+    learn = compiler.plan(base, None, "ridge", chosen, Report("compile", "base"))
+    assert [p.bucket_bytes for p in learn if isinstance(p, InsertMemoryPass)] == [size]
+    oracle = MODELS / "digits_linear.oracle.npz"
+    record = compiler.plan(base, oracle, None, chosen, Report("compile", "base"))
+    found = [p.bucket_bytes for p in record if isinstance(p, InsertRecorderPass)]
+    assert found == [size if options else 64 << 20]
