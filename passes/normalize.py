@@ -18,6 +18,7 @@ from onnx_ir.passes import common
 
 from gdu_compile.contracts import State, graph_problems
 from gdu_compile.errors import InputError, UnsupportedError
+from gdu_compile.graph_view import called as name_of
 from gdu_compile.metadata import PREFIX
 from gdu_compile.names import make_unique
 
@@ -63,11 +64,10 @@ def refuse_random(model: ir.Model, called: str = "the model") -> None:
     """Raise UnsupportedError for operators whose output is not a function of their input."""
     problems = []
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
-        called = repr(node.name) if node.name else f"of {node.outputs[0].name!r}"
         if (mode := training_mode(node)) is not None:
-            problems.append(f"node {called}: {node.op_type} {mode}")
+            problems.append(f"node {name_of(node)}: {node.op_type} {mode}")
         elif node.op_type in RANDOM:
-            problems.append(f"node {called}: {node.op_type} is random")
+            problems.append(f"node {name_of(node)}: {node.op_type} is random")
     if problems:
         raise UnsupportedError(
             f"{called} is not a function of its input, so nothing can be reproduced bit for bit; "
