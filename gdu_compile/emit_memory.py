@@ -133,7 +133,10 @@ def emit_touched(
         return [None]
     count = len(memory.buckets)
     starts = b.ints([bucket.first for bucket in memory.buckets], "gdu_bucket_starts")
-    ends = b.ints([bucket.first + bucket.slots for bucket in memory.buckets], "gdu_bucket_ends")
+    # The last one has no end: where an earlier slot stayed empty, no slot is left, and the loss still
+    # needs some θ.
+    later = [bucket.first for bucket in memory.buckets[1:]]
+    ends = b.ints([*later, np.iinfo(np.int64).max], "gdu_bucket_ends")
     last = b.op("Add", first, batch, name="gdu_batch_end", dtype=INT64, shape=[1])
     reached = b.op("Greater", last, starts, name="gdu_reaches", dtype=BOOL, shape=[count])
     ahead = b.op("Less", first, ends, name="gdu_not_past", dtype=BOOL, shape=[count])
