@@ -14,6 +14,7 @@ import onnx_ir as ir
 from gdu_compile.passes._base import GduPass
 from gdu_compile.passes.bind_oracle import known_weights
 from gdu_compile.passes.normalize import refuse_random
+from onnx_ir.passes import common
 
 from gdu_compile import model_io
 from gdu_compile.algorithm import (
@@ -85,6 +86,7 @@ class BindAlgorithmPass(GduPass):
         if problems:
             raise InputError(f"cannot use the oracle {name}", problems)
         keep_outputs(algorithm, [weight.name for weight in weights])
+        common.RemoveUnusedNodesPass()(algorithm)
         alone = algorithm.clone()
         flags = tuple(flag_loops(alone, self.max_iterations))
         state.alone = AlgorithmGraph(name, alone, inputs, flags, self.max_iterations)

@@ -54,7 +54,7 @@ def switch_weights(graph: ir.Graph, names: Names, state: State) -> ir.Value:
     weights = [graph.initializers[weight.name] for weight in state.weights]
     uses = [list(weight.uses()) for weight in weights]
     b = Builder(names, InsertSwitchesPass.__name__)
-    decoded, tie = decoder(b, graph, state) if state.computed is None else computed(b, state)
+    decoded, tie = decoder(b, graph, state) if state.computed is None else computed(b, graph, state)
     then = b.branch([*decoded, tie], "gdu_armed_weights")
     initial = [
         b.op("Identity", w, name="gdu_kept", shape=w.shape or (), dtype=w.dtype or FLOAT)
@@ -88,9 +88,17 @@ def decoder(b: Builder, graph: ir.Graph, state: State) -> tuple[list[ir.Value], 
     return weights, total
 
 
-def computed(b: Builder, state: State) -> tuple[list[ir.Value], ir.Value]:
-    """The armed branch of learn: what InlineAlgorithmPass has left; its nodes sink in here."""
+def computed(b: Builder, graph: ir.Graph, state: State) -> tuple[list[ir.Value], ir.Value]:
+    """The armed branch of learn: what InlineAlgorithmPass has left; its nodes sink in here.
+
+    What the memory holds stays there, whatever the algorithm uses of it, and where: confirmation
+    reads it back.
+    """
     assert state.computed is not None and state.tie is not None and state.weights is not None
+    assert state.algorithm is not None
+    for name in state.algorithm.inputs:
+        value = value_at(graph, name)
+        b.op("Identity", value, name="gdu_read", dtype=value.dtype or FLOAT, shape=value.shape)
     weights = [
         b.op("Identity", value, name="gdu_weight", shape=weight.shape,
              dtype=ir.DataType.from_numpy(numpy_dtype(weight.dtype)))
