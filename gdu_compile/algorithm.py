@@ -165,41 +165,69 @@ def input_problems(value: ir.Value, field: Field, samples: int) -> list[str]:
 # --- loops -------------------------------------------------------------------
 
 UNFINISHED = ".gdu_unfinished"
+TOO_MANY = ".gdu_more_than_max_iterations"
 
 
 def bound_loops(model: ir.Model, limit: int) -> list[str]:
-    """Give every Loop of the main graph at most ``limit`` iterations; returns the complaints.
+    """Give every Loop at most ``limit`` iterations; returns the complaints.
 
-    A Loop in a branch or body must have a trip count of its own.
+    In the main graph the bound is the trip count; ``flag_loops`` says what it has stopped.  A Loop
+    in a branch or body must have a trip count of its own, and fails where that is larger.
     """
     b = Builder(Names(model), bound_loops.__name__)
     problems = []
-    for node, inner in loops(model.graph):
+    for node, inner, times in loops(model.graph):
         trips = node.inputs[0] if node.inputs else None
-        constant = None if trips is None else ir.convenience.get_const_tensor(trips)
-        if constant is not None and int(constant.numpy().reshape(-1)[0]) > limit:
-            problems.append(f"Loop {called(node)!r} is to run {constant.numpy()} times, more than "
-                            f"{limit} (--max-iterations)")  # fmt: skip
+        if constant_trips(node) is not None:
+            if times > limit:
+                problems.append(f"Loop {called(node)!r} is to run {times} times, more than "
+                                f"{limit} (--max-iterations)")  # fmt: skip
         elif trips is None and inner:
             problems.append(f"Loop {called(node)!r} lies in a branch or body and has no maximum "
                             "trip count; give it one")  # fmt: skip
-        elif constant is None and not inner:
+        else:
             most = b.constant(np.array(limit, dtype=np.int64), "gdu_limit")
-            if trips is not None:
+            if trips is not None and inner:
+                most = emit_failing(b, trips, most, f"{called(node)}{TOO_MANY}")
+            elif trips is not None:
                 most = b.op("Min", trips, most, name="gdu_trips", dtype=INT64, shape=trips.shape)
             node.replace_input_with(0, most)
-            model.graph.insert_before(node, b.nodes)
+            assert isinstance(node.graph, ir.Graph)
+            node.graph.insert_before(node, b.nodes)
             b.nodes = []
     return problems
 
 
-def loops(graph: ir.Graph, inner: bool = False) -> Iterator[tuple[ir.Node, bool]]:
-    """Every Loop, and whether it lies in a branch or body."""
+def emit_failing(b: Builder, trips: ir.Value, most: ir.Value, name: str) -> ir.Value:
+    """The trip count; where it is too large, a node of this name fails: index 1 of one element."""
+    over = b.op("Greater", trips, most, name="gdu_over", dtype=BOOL, shape=trips.shape)
+    index = b.op("Cast", over, name="gdu_index", dtype=INT64, shape=trips.shape,
+                 to=INT64.value)  # fmt: skip
+    none = b.op("Gather", b.ints([0], "gdu_none"), index, name=name, dtype=INT64,
+                shape=trips.shape)  # fmt: skip
+    return b.op("Add", trips, none, name="gdu_trips", dtype=INT64, shape=trips.shape)
+
+
+def constant_trips(node: ir.Node) -> int | None:
+    """A Loop's maximum trip count, where it is a constant."""
+    trips = node.inputs[0] if node.inputs else None
+    constant = None if trips is None else ir.convenience.get_const_tensor(trips)
+    return None if constant is None else int(constant.numpy().reshape(-1)[0])
+
+
+def loops(graph: ir.Graph, inner: bool = False, times: int = 1) -> Iterator[
+    tuple[ir.Node, bool, int]
+]:  # fmt: skip
+    """Every Loop, whether it lies in a branch or body, and how often its body runs by the constant
+    trip counts, its own and those around it."""
     for node in list(graph):
+        here = times
         if node.op_type == "Loop" and node.domain == "":
-            yield node, inner
+            trips = constant_trips(node)
+            here *= 1 if trips is None else max(trips, 0)
+            yield node, inner, here
         for _, body in branches(node):
-            yield from loops(body, True)
+            yield from loops(body, True, here)
 
 
 def called(node: ir.Node) -> str:
@@ -241,8 +269,10 @@ def emit_unfinished(b: Builder, going: ir.Value, trips: ir.Node, limit: int, nam
     flags = b.cast(going, INT64, "gdu_going_64", [None])
     count = b.op("ReduceSum", flags, name="gdu_going_count", dtype=INT64, shape=[1], keepdims=1)
     most = b.ints([limit], "gdu_most")
-    reached = b.op("Equal", count, most, name=name, dtype=BOOL, shape=[1])
-    if trips.op_type != "Min":
+    bounded = trips.op_type == "Min"
+    reached = b.op("Equal", count, most, name="gdu_bound" if bounded else name, dtype=BOOL,
+                   shape=[1])  # fmt: skip
+    if not bounded:
         return reached
     asked = trips.inputs[0]
     assert asked is not None
