@@ -220,8 +220,18 @@ def numpy_dtype(value: ir.Value) -> np.dtype[np.generic]:
 
 
 def cast(header: ArrayHeader, value: ir.Value) -> Array:
-    """The array in the model's dtype (float64 data for a float32 input is rounded)."""
-    return header.load().astype(numpy_dtype(value), copy=False)
+    """The array in the model's dtype (float64 data for a float32 input is rounded).
+
+    Raises:
+        InputError: whole numbers that the dtype does not have.
+    """
+    array, wanted = header.load(), numpy_dtype(value)
+    with np.errstate(over="ignore"):
+        taken = array.astype(wanted, copy=False)
+    if wanted.kind in "iu" and not np.array_equal(taken, array):
+        raise InputError(f"{header.name!r} holds numbers that {wanted} does not have, which input "
+                         f"{value.name!r} of the model takes")  # fmt: skip
+    return taken
 
 
 def input_problems(value: ir.Value, header: ArrayHeader) -> list[str]:
