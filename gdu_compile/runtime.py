@@ -78,7 +78,10 @@ def session(
 
 def said(error: Exception, path: Path) -> str:
     """What onnxruntime says, without the name of our temporary file."""
-    return model_io.first_line(error).replace(f"Load model from {path} failed:Fatal error: ", "")
+    line = model_io.first_line(error)
+    for ours in (f"Load model from {path} failed:", "Fatal error: "):
+        line = line.replace(ours, "")
+    return line
 
 
 def call(runner: ort.InferenceSession, names: list[str], inputs: Mapping[str, Array]) -> list[Any]:
