@@ -127,7 +127,8 @@ def with_changes(data: Dataset, label_of: int, value_of: int) -> Dataset:
     labels = data.labels.copy()
     row = labels.reshape(len(labels), -1)[label_of]
     if labels.dtype == np.int64:
-        row[0] = (row[0] + 1) % max(int(labels.max()) + 1, 2)
+        others = labels[labels != row[0]]  # a class that the loss is known to record
+        row[0] = others[0] if len(others) else (row[0] + 1) % max(int(labels.max()) + 1, 2)
     elif row.size > 1:
         row[:] = np.roll(row, 1)
     else:
@@ -138,13 +139,15 @@ def with_changes(data: Dataset, label_of: int, value_of: int) -> Dataset:
 
 
 def with_change(array: Array, sample: int) -> Array:
-    """A copy in which the lowest bit of one finite element of one sample is another."""
+    """A copy in which one bit of one element of one sample is another: the lowest of a finite
+    element, the sign where all are infinite."""
     changed = array.copy()
     flat = changed.reshape(len(changed), -1)[sample]  # a view
     if array.dtype.kind == "b":
         flat[0] = not flat[0]
         return changed
-    first = 0 if array.dtype.kind in "iu" else int(np.argmax(np.isfinite(flat.astype(np.float64))))
+    finite = np.isfinite(flat.astype(np.float64))
+    first = int(np.argmax(finite))
     bits = flat[first : first + 1].view(f"u{array.dtype.itemsize}")
-    bits ^= bits.dtype.type(1)
+    bits ^= bits.dtype.type(1 if finite[first] else 1 << (8 * array.dtype.itemsize - 1))
     return changed
