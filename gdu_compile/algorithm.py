@@ -148,6 +148,8 @@ def match_inputs(model: ir.Model, problem: Problem) -> tuple[tuple[str, ...], li
 def input_problems(value: ir.Value, field: Field, samples: int) -> list[str]:
     """What is wrong with one input: its dtype, its sizes."""
     wanted = [samples, *field.shape]
+    if value.type is not None and not isinstance(value.type, ir.TensorType):
+        return [f"its input {value.name!r} is no tensor ({value.type})"]
     dtype = None if value.dtype is None else str(value.dtype.numpy())
     shape = None if value.shape is None else [
         dim if isinstance(dim, int) else None for dim in value.shape

@@ -156,6 +156,8 @@ def output_problems(output: ir.Value, value: ir.Value) -> list[str]:
     reason = no_weight(value)
     if reason is not None:
         return [f"its output {name!r} {reason}"]
+    if output.type is not None and not isinstance(output.type, ir.TensorType):
+        return [f"its output {name!r} is no tensor ({output.type})"]
     if output.dtype is not None and dtype_name(output) != weight.dtype:
         return [f"its output {name!r} is {dtype_name(output)}, but {weight.dtype} in the model"]
     if output.shape is None:
