@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,9 @@ def train(extended: ModelLike, **options: Any) -> Report:
     check_output(chosen, extended, chosen.data)
     model, report = open_extended("train", extended)
     prepared = prepare_training(model, chosen, report)
-    verifier = verifier_for(model, Rebuilt(model), prepared, report.model)
+    # A memory that is full already holds the samples in the order of an earlier training.
+    shown = replace(prepared, order=None) if specialize.is_armed(model) else prepared
+    verifier = verifier_for(model, Rebuilt(model), shown, report.model)
     theta = run_training(model, prepared, report).theta
     if chosen.output is not None:
         model_io.save(specialize.filled(model, theta), chosen.output, force=chosen.force)
