@@ -27,7 +27,7 @@ from gdu_compile.data import Dataset
 from gdu_compile.digits import Array, Float32, headroom_bits
 from gdu_compile.encoding import encoding_of
 from gdu_compile.number_formats import ulp_distance
-from gdu_compile.report import AlgorithmCheck, MemoryCheck, weight_row
+from gdu_compile.report import WRONG_SLOTS, AlgorithmCheck, MemoryCheck, weight_row
 from gdu_compile.training_set import Classes
 from gdu_compile.verification import Comparison, Outputs, Verdict
 
@@ -151,7 +151,7 @@ class MemoryVerifier(Comparison):
             slots=self.memory.slots, filled=filled, bit_equal=not wrong.any(),
             labels_equal=not mislabelled.any(), digit_error=error,
             headroom_bits=headroom_bits(error), worst=worst,
-            wrong=np.flatnonzero(wrong | mislabelled)[:8].tolist(),
+            wrong=np.flatnonzero(wrong | mislabelled)[:WRONG_SLOTS].tolist(),
         )  # fmt: skip
 
     def digit_error(

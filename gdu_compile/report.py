@@ -11,6 +11,8 @@ from typing import Any
 from gdu_compile.digits import headroom_bits
 
 SCHEMA = 1
+WRONG_SLOTS = 8
+"""How many of the slots that differ are named."""
 
 
 @dataclass
@@ -60,7 +62,7 @@ class MemoryCheck:
         digit_error: max |r − s|, limit 1; None when it is not known what s is.
         headroom_bits: −log2 of it; None when it is 0 or infinite.
         worst: [slot, input's number, flat index of the element] with the largest digit error.
-        wrong: the first few slots that differ.
+        wrong: the first slots that differ, up to WRONG_SLOTS.
         permuted_order: trained in another order, the memory is in that order; None: not tried.
         changed_slots_only: one label and one input value changed, only their slots differ; None:
             not tried.

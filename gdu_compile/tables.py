@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gdu_compile.report import ForwardCheck, MemoryCheck, Report
+from gdu_compile.report import WRONG_SLOTS, ForwardCheck, MemoryCheck, Report
 
 
 def console() -> Console:
@@ -120,7 +120,8 @@ def armed_at(report: Report) -> str:
 def memory_rows(table: Table, memory: MemoryCheck) -> None:
     """What the memory of learn holds."""
     room = "" if memory.headroom_bits is None else f", head-room {memory.headroom_bits:.1f} bits"
-    wrong = f", wrong slots {', '.join(map(str, memory.wrong))} …" if memory.wrong else ""
+    wrong = f", wrong slots {', '.join(map(str, memory.wrong))}" if memory.wrong else ""
+    wrong += " …" if len(memory.wrong) == WRONG_SLOTS else ""
     table.add_row(
         "memory is the training set", yes(memory.bit_equal and memory.labels_equal),
         f"{memory.filled} of {memory.slots} slots, digit error {number(memory.digit_error)}"
