@@ -159,6 +159,11 @@ def plan(
             gain=options.gain, batch_limit=options.batch_limit,
             bucket_bytes=options.bucket_bytes or DEFAULT_BUCKET_BYTES,
         )  # fmt: skip
+    if options.rename or options.cover_all:
+        raise InputError(
+            "--rename and --cover-all go with --weights: an algorithm's outputs have the names "
+            "of the weights, and what it does not compute keeps its value"
+        )
     inputs = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
     samples, fields = form_of(inputs, options.data, options.hold_out)
     size = fixed_batch(inputs) or wanted_batch(options, learns=True) or samples
