@@ -98,6 +98,9 @@ def confirm(
         report.negative_controls.append(verifier.control("learning rate 0", still))
         if isinstance(verifier, MemoryVerifier):
             learn_controls(report, verifier, retrain)
+        if (memory := report.memory) and memory.bit_equal and not memory.labels_equal:
+            report.warnings.append(f"the samples are there, with other labels: {report.loss} does "
+                                   "not pull a sample's own class up the most")  # fmt: skip
     specialize.fill(verifier.trained, theta)
     if verifier.data.kind == "file":
         report.accuracy = verifier.accuracy(verifier.oracle)
