@@ -171,7 +171,10 @@ class Extension:
                 algorithm=(
                     read_algorithm(json.loads(props[PREFIX + "algorithm"])) if learns else None
                 ),
-                initial=dict(json.loads(props[PREFIX + "initial"])),
+                initial={
+                    str(weight): str(name)
+                    for weight, name in json.loads(props[PREFIX + "initial"]).items()
+                },
                 source=props[PREFIX + "source"],
                 skipped=tuple(Skipped(n, r) for n, r in json.loads(props[PREFIX + "skipped"])),
             )
