@@ -55,6 +55,8 @@ def switch_problems(model: ir.Model, facts: Extension) -> list[str]:
         node = made.get(name)
         if node is None or node.op_type != "If" or PASS_KEY not in node.metadata_props:
             problems.append(f"{name!r} is not the output of a switch of ours")
+    if not problems and {v.name for v in made[switched[0]].outputs[:-1]} != set(switched):
+        problems.append("the weights' switch has other outputs")
     if facts.base_logits not in made:
         problems.append(f"the base's logits {facts.base_logits!r} are not computed")
     if len(set(switched)) < len(switched) or len(set(facts.initial.values())) < len(switched):
