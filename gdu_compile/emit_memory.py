@@ -133,8 +133,8 @@ def emit_touched(
         return [None]
     count = len(memory.buckets)
     starts = b.ints([bucket.first for bucket in memory.buckets], "gdu_bucket_starts")
-    # The last one has no end: where an earlier slot stayed empty, no slot is left, and the loss still
-    # needs some θ.
+    # The last one has no end: where an earlier slot stayed empty none is left in the end, and the
+    # loss still needs some θ.
     later = [bucket.first for bucket in memory.buckets[1:]]
     ends = b.ints([*later, np.iinfo(np.int64).max], "gdu_bucket_ends")
     last = b.op("Add", first, batch, name="gdu_batch_end", dtype=INT64, shape=[1])

@@ -60,7 +60,8 @@ def test_results_are_in_memory_of_their_own(chunk: int) -> None:
 @pytest.mark.parametrize(
     ("gradient", "armed", "largest"),
     [
-        ([0.0, -0.0], True, 0.0), ([0.0], True, 0.0), ([-3.0, 2.0], True, 3.0), ([-1.0, 2.0], False, 2.0),
+        ([0.0, -0.0], True, 0.0), ([0.0], True, 0.0), ([-3.0, 2.0], True, 3.0),
+        ([-1.0, 2.0], False, 2.0),
         ([1.0, math.nan, 2.0], True, math.inf), ([math.nan], False, math.inf),
         ([-math.inf, 1.0], True, math.inf), (None, True, math.inf), (None, False, 0.0),
     ],
