@@ -18,7 +18,7 @@ from gdu_compile.errors import InputError, UnsupportedError
 from gdu_compile.losses import LossSpec
 from gdu_compile.metadata import Extension
 from gdu_compile.optimizers import OptimizerSpec
-from gdu_compile.torch_backend import GraphModule, lower_to_torch, to_array
+from gdu_compile.torch_backend import GraphModule, lower_to_torch, to_array, to_tensor
 
 logger = logging.getLogger(__name__)
 ARMED_BEFORE = "armed before the first step: nothing was recorded by this training"
@@ -211,7 +211,7 @@ class Run:
         """Forward, loss, backward on one batch; measures the gradient of an armed network."""
         self.module.zero_grad(set_to_none=True)
         inputs = {
-            name: torch.from_numpy(array[indices]).to(self.device)
+            name: to_tensor(ir.Tensor(array[indices])).to(self.device)
             for name, array in self.data.inputs.items()
         }
         labels = torch.from_numpy(self.data.labels[indices]).to(self.device)

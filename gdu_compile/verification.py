@@ -274,14 +274,14 @@ def torch_agrees(
     """
     import torch
 
-    from gdu_compile.torch_backend import lower_to_torch
+    from gdu_compile.torch_backend import lower_to_torch, to_tensor
 
     module = lower_to_torch(trained).to(device)
     step = fixed_batch(trained.graph.inputs) or chunk
     parts = []
     with torch.no_grad():
         for start in range(0, len(expected), step):
-            inputs = {n: torch.from_numpy(a[start : start + step].copy()).to(device)
+            inputs = {n: to_tensor(ir.Tensor(a[start : start + step].copy())).to(device)
                       for n, a in data.inputs.items()}  # fmt: skip
             parts.append(module.run(inputs)[logits].cpu().numpy())
     got = np.concatenate(parts)

@@ -24,11 +24,12 @@ from gdu_compile.torch_backend import (
     ops_reduce,
     ops_shape,
 )
-from gdu_compile.torch_backend.module import GraphModule, to_array
+from gdu_compile.torch_backend.module import GraphModule, to_array, to_tensor
 
 __all__ = [
     "GraphModule", "lower_to_torch", "ops_elementwise", "ops_index", "ops_linear",
     "ops_norm", "ops_pool", "ops_quant", "ops_recurrent", "ops_reduce", "ops_shape", "to_array",
+    "to_tensor",
 ]  # fmt: skip
 
 
