@@ -28,6 +28,8 @@ CONFIRM = "m.onnx --weights w.npz -o out.onnx"
 WITH_DATA = "m.onnx --weights w.npz --data d.npz --no-confirm -o out.onnx"
 TRAIN = "train e.gdu.onnx -o out.onnx"
 VERIFY = "verify e.gdu.onnx --trained t.safetensors"
+LEARN = "m.onnx --oracle a.onnx --data d.npz --no-confirm -o out.onnx"
+VERIFY_L = "verify l.gdu.onnx --trained l.gdu.trained.onnx --data d.npz"
 APPLY = "apply e.gdu.onnx --trained t.safetensors -o out.onnx"
 EXTRACT = "extract e.gdu.trained.onnx -o out.onnx"
 
@@ -56,6 +58,32 @@ def tiny(
     )
 
 
+COMPUTE = "s = ReduceSum<keepdims=0>(x) w = Mul(k, s) b = Mul(r, s)"
+COUNTS = """n1 = Shape(Y) n = Squeeze(n1) huge = Constant<value=int64 {9000000000000000000}>()
+            hundred = Constant<value=int64 {100}>() most = Mul(huge, n)"""
+BODY = "(int64 i, bool go, float t) => (bool on, float u) { u = Add(t, one) on = Identity(go) }"
+INNER = "v = Loop (MOST, a) <body = inner (int64 i, bool go, float t) => (bool on, float u)"\
+        " { u = Add(t, one) on = Identity(go) }>"  # fmt: skip
+
+
+def tiny_algorithm(
+    body: str = COMPUTE,
+    *,
+    inputs: str = "float[n,4] x, int64[n] Y",
+    outputs: str = "float[3,4] w, float[3] b",
+    opset: int = 18,
+    domains: str = "",
+) -> onnx.ModelProto:
+    """(x, Y) → w and b, in ONNX's text form."""
+    return parser.parse_model(
+        f"""<ir_version: 10, opset_import: ["": {opset}{domains}]>
+        tiny_algorithm ({inputs}) => ({outputs}) {{
+            k = Constant<value=float[3,4] {{1,2,3,4,5,6,7,8,9,1,2,3}}>()
+            r = Constant<value=float[3] {{1,2,3}}>() one = Constant<value=float {{1.0}}>()
+            nil = Constant<value=float {{0.0}}>() yes = Constant<value=bool {{1}}>() {body} }}"""
+    )
+
+
 @pytest.fixture(scope="session")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a base, its oracle weights, data, and what compile and train make of them."""
@@ -68,6 +96,12 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     assert compiled.report.reproduced and compiled.theta is not None
     save_file(compiled.theta, folder / "t.safetensors")
+    onnx.save(tiny_algorithm(), folder / "a.onnx")
+    learnt = gdu_compile.compile(
+        folder / "m.onnx", oracle=folder / "a.onnx", data=folder / "d.npz",
+        output=folder / "l.gdu.onnx", bucket_bytes=4 * 40,
+    )  # fmt: skip
+    assert learnt.report.reproduced
     (folder / "temp").mkdir()
     return folder
 
@@ -141,6 +175,41 @@ def model(**text: Any) -> Change:
     return lambda: onnx.save(tiny(**text), "m.onnx")
 
 
+def algorithm(body: str = COMPUTE, **text: Any) -> Change:
+    """a.onnx is this algorithm."""
+    return lambda: onnx.save(tiny_algorithm(body, **text), "a.onnx")
+
+
+def loop(text: str) -> Change:
+    """a.onnx computes w and b from s, which a Loop gives."""
+    return algorithm(f"{COUNTS} {text} w = Mul(k, s) b = Mul(r, s)")
+
+
+def targets(base: str, **arrays: Any) -> Change:
+    """m.onnx is a network of this text, a.onnx computes its w, d.npz holds these arrays."""
+
+    def change() -> None:
+        signature, _, outputs = base.partition("=>")
+        outputs, _, body = outputs.partition(":")
+        onnx.save(tiny(f"wt = Transpose<perm=[1,0]>(w) {body}", inputs=signature, outputs=outputs),
+                  "m.onnx")  # fmt: skip
+        algorithm("w = Identity(k)", inputs=signature.replace("N", "n") + ", int64[n] Y",
+                  outputs="float[3,4] w")()  # fmt: skip
+        np.savez("d.npz", **arrays)
+
+    return change
+
+
+def elsewhere() -> None:
+    """The algorithm keeps its table in the folder above."""
+    proto = tiny_algorithm("w = Mul(k, t) b = Mul(r, t)")
+    proto.graph.initializer.append(numpy_helper.from_array(np.float32([2.0]), "t"))
+    external_data_helper.set_external_data(proto.graph.initializer[0], "../t.data")
+    Path("../t.data").write_bytes(proto.graph.initializer[0].raw_data)
+    proto.graph.initializer[0].ClearField("raw_data")
+    Path("a.onnx").write_bytes(proto.SerializeToString())
+
+
 def edit(name: str, change: Callable[[onnx.ModelProto], object]) -> Change:
     """The ONNX file is changed as a program might, unchecked."""
 
@@ -152,7 +221,7 @@ def edit(name: str, change: Callable[[onnx.ModelProto], object]) -> Change:
     return apply
 
 
-def metadata(key: str, value: str | None) -> Change:
+def metadata(key: str, value: str | None, *, file: str = "e.gdu.onnx") -> Change:
     """One gdu.* entry of the extended model says something else, or is gone."""
 
     def change(proto: onnx.ModelProto) -> None:
@@ -162,7 +231,7 @@ def metadata(key: str, value: str | None) -> Change:
         else:
             entries[key].value = value
 
-    return edit("e.gdu.onnx", change)
+    return edit(file, change)
 
 
 def site(**facts: object) -> Change:
@@ -673,10 +742,206 @@ FACTS = [
          node.ClearField("metadata_props") for node in m.graph.node]), VERIFY, *CHANGED),
 ]  # fmt: skip
 
+ALGORITHM = [
+    case("missing", as_is, LEARN.replace("a.onnx", "no.onnx"), "no.onnx", "no such file"),
+    case("junk", write("a.onnx", b"junk"), LEARN, "a.onnx", "not an ONNX file"),
+    case("cut short", cut("a.onnx", 0.5), LEARN, "a.onnx", "cut short"),
+    case("a folder", folder_instead("a.onnx"), LEARN, "a.onnx", "is a folder"),
+    case("an unknown oracle", as_is, "m.onnx --oracle rigde --data d.npz", "'rigde'", "ridge"),
+    case("an unknown argument", as_is, "m.onnx --oracle 'ridge(alpha=1)' --data d.npz", "'alpha'",
+         "ridge(penalty="),
+    case("an argument of a wrong type", as_is, "m.onnx --oracle 'ridge(penalty=-1)' --data d.npz",
+         "penalty"),
+    case("a call that cannot be read", as_is, "m.onnx --oracle 'ridge(' --data d.npz", "ridge(",
+         "cannot be read"),
+    case("code", as_is, "m.onnx --oracle \"ridge(penalty=exit())\"", "cannot be read"),
+    case("weights as well", as_is, f"{LEARN} --weights w.npz", "--weights", "--oracle", "one of"),
+    case("neither", as_is, "m.onnx --data d.npz", "--weights", "--oracle", "--help"),
+    case("--rename", as_is, f"{LEARN} --rename a=b", "--rename", "--weights"),
+    case("--cover-all", as_is, f"{LEARN} --cover-all", "--cover-all", "--weights"),
+    case("over the algorithm", as_is, f"{LEARN} --force".replace("out.onnx", "a.onnx"),
+         "a.onnx: is an input of this very run"),
+    case("no labels", algorithm(inputs="float[n,4] x"), LEARN, "a.onnx", "no input 'Y'",
+         "INT64 [n]"),
+    case("no x", algorithm("w = Identity(k) b = Identity(r)", inputs="int64[n] Y"), LEARN,
+         "a.onnx", "no input 'x'"),
+    case("an input too many", algorithm(inputs="float[n,4] x, int64[n] Y, float[2] z"), LEARN,
+         "a.onnx", "'z' is no input of the base (x)"),
+    case("x of another dtype", algorithm("c = Cast<to=1>(x) s = ReduceSum<keepdims=0>(c) "
+         "w = Mul(k, s) b = Mul(r, s)", inputs="double[n,4] x, int64[n] Y"), LEARN, "a.onnx",
+         "'x' is float64 [n,4], but the training set has float32 [5, 4]"),
+    case("x of another size", algorithm(inputs="float[n,5] x, int64[n] Y"), LEARN, "'x' is float32 "
+         "[n,5], but the training set has float32 [5, 4]"),
+    case("x of another rank", algorithm(inputs="float[n,4,1] x, int64[n] Y"), LEARN, "[n,4,1]",
+         "float32 [5, 4]"),
+    case("another n", algorithm(inputs="float[6,4] x, int64[6] Y"), LEARN, "'Y' is int64 [6]",
+         "'x' is float32 [6,4]", "int64 [5]"),
+    case("labels of float", algorithm(inputs="float[n,4] x, float[n] Y"), LEARN, "'Y' is float32",
+         "int64 [5]"),
+    case("labels as columns", algorithm(inputs="float[n,4] x, int64[n,1] Y"), LEARN, "[n,1]"),
+    case("a sequence in", algorithm("w = Identity(k) b = Identity(r)",
+         inputs="seq(float[n,4]) x, int64[n] Y"), LEARN, "'x' is no tensor"),
+    case("a sequence out", algorithm("w = SequenceConstruct(k) b = Identity(r)",
+         outputs="seq(float[3,4]) w, float[3] b"), LEARN, "'w' is no tensor"),
+    case("an unknown output", algorithm(f"{COMPUTE} c = Neg(b)",
+         outputs="float[3,4] w, float[3] b, float[3] c"), LEARN, "'c' is no weight of the model",
+         "weights of the model: w, b"),
+    case("no weight at all", algorithm("c = Identity(r)", outputs="float[3] c"),
+         f"{LEARN} --allow-extra", "computes no weight", "weights of the model: w, b"),
+    case("a weight missing, strict", algorithm("w = Identity(k)", outputs="float[3,4] w"),
+         f"{LEARN} --strict", "does not compute 'b'", "--strict"),
+    case("a weight of another shape", algorithm("w = Transpose(k) b = Identity(r)",
+         outputs="float[4,3] w, float[3] b"), LEARN, "'w' has shape [4, 3], but [3, 4]"),
+    case("a weight of another dtype", algorithm("w = Cast<to=11>(k) b = Identity(r)",
+         outputs="double[3,4] w, float[3] b"), LEARN, "'w' is float64, but float32"),
+    case("everything at once", algorithm("w = Cast<to=11>(k) c = Identity(r)",
+         inputs="float[n,5] x, int64[n] Y, float[2] z", outputs="double[3,4] w, float[3] c"), LEARN,
+         "'z' is no input", "'x' is float32 [n,5]", "'w' is float64", "'c' is no weight"),
+    case("another shape when it runs", algorithm("w = Transpose(k) b = Identity(r)",
+         outputs="float[p,q] w, float[3] b"), LEARN, "a.onnx", "'w' is float32 [4, 3]", "[3, 4]"),
+    case("NaN", algorithm("m = Neg(r) b = Log(m) w = Identity(k)"), LEARN, "a.onnx",
+         "'b' holds NaN", "flat index 0"),
+    case("what does not fit together", algorithm("w = MatMul(k, k) b = Identity(r)"), LEARN,
+         "a.onnx", "onnxruntime cannot load it", "MatMul"),
+    case("a hundred gigabytes", algorithm("h = Constant<value=int64[1] {100000000000}>() "
+         "o = ConstantOfShape(h) s = ReduceSum<keepdims=0>(o) w = Mul(k, s) b = Mul(r, s)"), LEARN,
+         "a.onnx", "onnxruntime cannot run it", "memory"),
+    case("a random operator", algorithm("[noise] w = RandomNormalLike(k) b = Identity(r)"), LEARN,
+         "the oracle a.onnx is not a function", "'noise'", "RandomNormalLike"),
+    case("an unknown operator", algorithm("w = Nope(k) b = Identity(r)"), LEARN, "a.onnx", "Nope"),
+    case("a foreign domain", algorithm("w = own.Foo(k) b = Identity(r)", domains=', "own": 1'),
+         LEARN, "a.onnx", "own:Foo"),
+    case("an opset of the future", algorithm(opset=9999), LEARN, "a.onnx", "9999"),
+    case("external data elsewhere", elsewhere, LEARN, "a.onnx", "'t'", "../t.data lies outside"),
+    case("a Loop without an end", loop(f"s = Loop (, yes, nil) <body = body {BODY}>"),
+         f"{LEARN} --max-iterations 50", "a.onnx", "Loop 's' does not end within 50",
+         "--max-iterations"),
+    case("neither a trip count nor a condition", loop(f"s = Loop (, , nil) <body = body {BODY}>"),
+         f"{LEARN} --max-iterations 50", "Loop 's' does not end within 50"),
+    case("a trip count that is computed", loop(f"s = Loop (most, , nil) <body = body {BODY}>"),
+         f"{LEARN} --max-iterations 50", "Loop 's' does not end within 50"),
+    case("a huge trip count", loop(f"s = Loop (huge, , nil) <body = body {BODY}>"), LEARN,
+         "Loop 's' is to run 9000000000000000000 times, more than 1000000", "--max-iterations"),
+    *(case(f"a Loop in a branch: {what}", loop(
+         "s = If (yes) <then_branch = t () => (float v) { a = Identity(nil) "
+         f"{INNER.replace('MOST', trips)} }}, else_branch = e () => (float z) {{ z = Neg(nil) }}>"),
+         f"{LEARN} --max-iterations 50", "a.onnx", *says) for what, trips, says in (
+        ("no trip count", ", yes", ("Loop 'v'", "no maximum trip count")),
+        ("huge", "huge,", ("Loop 'v' is to run 9000000000000000000 times",)),
+        ("computed", "most,", ("v.gdu_more_than_max_iterations",)))),
+    *(case(f"a Loop in a Loop: {what}", loop(
+         "s = Loop (hundred, , nil) <body = outer (int64 j, bool go2, float a) => "
+         f"(bool on2, float v) {{ {INNER.replace('MOST', trips)} on2 = Identity(go2) }}>"),
+         f"{LEARN} --max-iterations 150", "a.onnx", *says) for what, trips, says in (
+        ("no trip count", ", yes", ("Loop 'v'", "no maximum trip count")),
+        ("a product", "hundred,", ("Loop 'v' is to run 10000 times, more than 150",)),
+        ("computed", "most,", ("v.gdu_more_than_max_iterations",)))),
+    case("no iterations allowed", as_is, f"{LEARN} --max-iterations 0", "--max-iterations 0"),
+]  # fmt: skip
+
+CANNOT = "cannot learn from the data d.npz"
+ROWS = np.eye(3, dtype=np.float32)[Y]
+MEMORY = [
+    case("more samples than slots", data(x=X[[0, 1, 2, 3, 4, 0]], y=Y[[0, 1, 2, 3, 4, 0]]),
+         "train l.gdu.onnx --data d.npz -o out.onnx", CANNOT, "6 samples", "5 slots", "--hold-out"),
+    case("fewer samples than slots", data(x=X[:4], y=Y[:4]), VERIFY_L, CANNOT, "4 samples",
+         "5 slots"),
+    case("synthetic ones", as_is, "train l.gdu.onnx -o out.onnx", "256 samples", "5 slots"),
+    case("held out once more", as_is, "train l.gdu.onnx --data d.npz --hold-out 0.4 -o out.onnx",
+         "3 samples", "5 slots"),
+    case("label too large", data(x=X, y=Y + 1), LEARN, BAD, "1 of 5 labels", "y[2] = 3"),
+    case("an ignored label", data(x=X, y=np.where(Y == 2, -100, Y)), LEARN, CANNOT,
+         "1 of 5 samples are ignored (label -100)", "y[2]", "leave them out"),
+    case("NaN", data(x=np.where(np.eye(5, 4), np.float32(np.nan), X), y=Y), LEARN, CANNOT,
+         "'x' holds NaN in 4 samples (first: 0)", "leave them out"),
+    *(case(f"targets that are no classes: {what}", data(x=X, y=y), f"{LEARN} --loss {loss}", CANNOT,
+           f"{count} of 5 samples are not one-hot", first) for what, loss, y, count, first in (
+        ("two ones", "mse_loss", np.maximum(ROWS, ROWS[::-1]), 4, "y[0]"),
+        ("none", "mse_loss", ROWS * [[1], [1], [0], [1], [1]], 1, "y[2]"),
+        ("values", "mse_loss", ROWS * 0.9, 5, "y[0]"),
+        ("soft", "binary_cross_entropy_with_logits", ROWS * 0.9 + 0.03, 5, "y[0]"))),
+    case("one column of values", targets("float[N,4] x => float[N,1] z: m = MatMul(x, wt) "
+         "i0 = Constant<value=int64[1] {0}>() i1 = Constant<value=int64[1] {1}>() "
+         "z = Slice(m, i0, i1, i1)", x=X, y=np.float32([0, 1, 0.5, 1, 0])),
+         f"{LEARN} --loss mse_loss", CANNOT, "1 of 5 samples are neither 0 nor 1", "y[2]"),
+    case("a label for each pixel", targets("float[N,4,2,2] x => float[N,3,2,2] z: "
+         "t = Transpose<perm=[0,2,3,1]>(x) m = MatMul(t, wt) z = Transpose<perm=[0,3,1,2]>(m)",
+         x=np.ones((5, 4, 2, 2), np.float32), y=np.zeros((5, 2, 2), np.int64)), LEARN, "'z' has 4 "
+         "axes", "one label a sample", "--logits"),
+    case("a label for each token", targets("float[N,7,4] x => float[N,7,3] z: z = MatMul(x, wt)",
+         x=np.ones((5, 7, 4), np.float32), y=np.zeros((5, 7), np.int64)), LEARN,
+         "'z' has 3 axes"),
+    case("strings", targets("float[N,4] x, string[N] s => float[N,3] z: z = MatMul(x, wt)",
+         x=X, y=Y, s=np.array(list("abcde"))), LEARN, "'s' takes strings"),
+    case("an input of uint16", targets("uint16[N,4] x => float[N,3] z: c = Cast<to=1>(x) "
+         "z = MatMul(c, wt)", x=X.astype(np.uint16), y=Y), LEARN, "'x' is uint16", "stored are"),
+    case("numbers beyond int32", targets("int32[N,4] x => float[N,3] z: c = Cast<to=1>(x) "
+         "z = MatMul(c, wt)", x=np.full((5, 4), 2**40), y=Y), LEARN,
+         "'x' holds numbers that int32 does not have"),
+    case("a scalar input", targets("float[N,4] x, float s => float[N,3] z: y2 = Mul(x, s) "
+         "z = MatMul(y2, wt)", x=X, y=Y, s=np.float32(1)), LEARN, "'s' is a scalar"),
+    case("samples along axis 1", targets("float[4,N] x => float[N,3] z: "
+         "t = Transpose<perm=[1,0]>(x) z = MatMul(t, wt)", x=X.T, y=Y), LEARN,
+         "'x' has 4 samples, but 'y' has 5"),
+    case("everything held out", as_is, f"{LEARN} --hold-out 1", "--hold-out 1.0", "below 1"),
+    case("held out of nothing", as_is, "m.onnx --oracle a.onnx --hold-out 0.1", "--hold-out",
+         "need --data"),
+    case("extract unfilled", as_is, "extract l.gdu.onnx -o out.onnx", "train it first"),
+]  # fmt: skip
+
+L = "gdu.* metadata of l.gdu.onnx is damaged"
+FIELDS = {"slots": 5, "labels": 3, "fields": [["x", [4], "float32"]],
+          "buckets": {"gdu_theta_0": [0, 3], "gdu_theta_1": [3, 2]}}  # fmt: skip
+COMPUTED = {"name": "a.onnx", "inputs": ["gdu_memory", "gdu_memory_labels"],
+            "weights": [["w", [3, 4], "float32"], ["b", [3], "float32"]]}  # fmt: skip
+
+
+def learnt(key: str, fact: object) -> Change:
+    """One entry of the metadata of l.gdu.onnx says something else."""
+    return metadata(key, json.dumps(fact), file="l.gdu.onnx")
+
+
+LEARNT = [
+    *(case(f"memory {change}", learnt("gdu.memory", {**FIELDS, **change}), VERIFY_L, L)
+      for change in (
+        {"slots": 6}, {"slots": -1}, {"slots": "a"}, {"slots": 2**80}, {"slots": None},
+        {"labels": 2}, {"labels": 0}, {"fields": []}, {"fields": [["x", [4]]]},
+        {"fields": [["x", [0], "float32"]]}, {"fields": [["x", [4], "string"]]},
+        {"fields": [["x", [4], "float32"], ["x", [4], "float32"]]}, {"buckets": {}},
+        {"buckets": {"gdu_theta_0": [0, 5, 1]}}, {"buckets": {"gdu_theta_1": [3, 2]}},
+        {"buckets": {"gdu_theta_0": [0, 3], "gdu_theta_1": [2, 2]}}, {"buckets": [0, 5]})),
+    *(case(f"memory {change}", learnt("gdu.memory", {**FIELDS, **change}), VERIFY_L, "l.gdu.onnx",
+           "was it changed?", says) for change, says in (
+        ({"fields": [["x", [5], "float32"]]}, "'gdu_theta_0'"),
+        ({"fields": [["x", [2**60], "float32"]]}, "'gdu_theta_0'"),
+        ({"fields": [["z", [4], "float32"]]}, "no float32 input 'z'"),
+        ({"fields": [["x", [4], "int32"]]}, "no int32 input 'x'"),
+        ({"buckets": {"gdu_theta_0": [0, 5]}}, "'gdu_theta_0'"),
+        ({"buckets": {"gdu_theta_0": [0, 3], "gdu_theta_9": [3, 2]}}, "'gdu_theta_9'"))),
+    *(case(f"algorithm {change}", learnt("gdu.algorithm", {**COMPUTED, **change}), VERIFY_L, L)
+      for change in (
+        {"weights": []}, {"weights": [["w"]]}, {"inputs": []}, {"inputs": ["gdu_memory"]},
+        {"weights": 3}, {"inputs": None})),
+    *(case(f"algorithm {change}", learnt("gdu.algorithm", {**COMPUTED, **change}), VERIFY_L,
+           "l.gdu.onnx", "was it changed?", says) for change, says in (
+        ({"inputs": ["x", "gdu_memory_labels"]}, "'x' is not computed in the armed branch"),
+        ({"weights": COMPUTED["weights"][:1]}, "the weights' switch has other outputs"),
+        ({"weights": [*COMPUTED["weights"], ["c", [3], "float32"]]}, "'c' is not the output"),
+        ({"weights": [["w", [4, 3], "float32"], COMPUTED["weights"][1]]}, "'w'"))),
+    *(case(f"{key} {fact}", metadata(key, fact, file="l.gdu.onnx"), VERIFY_L, L)
+      for key, fact in (
+        ("gdu.memory", "{"), ("gdu.memory", "[" * 99999), ("gdu.memory", "null"),
+        ("gdu.memory", None), ("gdu.algorithm", "3"), ("gdu.algorithm", None),
+        ("gdu.method", "record"))),
+    case("initial weights that are no names", learnt("gdu.initial", {"w": [1], "b": {}}), VERIFY_L,
+         "l.gdu.onnx", "was it changed?", "initial weight of 'w'"),
+]  # fmt: skip
+
 TABLES = {
     "usage": USAGE, "model": MODEL_FILE, "external": EXTERNAL_DATA, "weights": WEIGHTS,
     "data": DATA, "logits": LOGITS, "options": OPTIONS, "outputs": OUTPUTS, "extended": EXTENDED,
     "whole run": WHOLE_RUN, "metadata": FACTS,
+    "algorithm": ALGORITHM, "memory": MEMORY, "learnt": LEARNT,
 }  # fmt: skip
 
 
@@ -730,6 +995,12 @@ def test_refused(row: Case, here: Path, capsys: pytest.CaptureFixture[str]) -> N
         (f"{VERIFY} --data d.npz", []),
         (APPLY, ["out.onnx"]),
         (EXTRACT, ["out.onnx"]),
+        (LEARN, ["out.onnx"]),
+        (f"{LEARN} --max-iterations 1".replace("--no-confirm", "--strict"),
+         ["out.onnx", "out.trained.onnx"]),
+        ("train l.gdu.onnx --data d.npz -o out.onnx", ["out.onnx"]),
+        (VERIFY_L, []),
+        ("extract l.gdu.trained.onnx -o out.onnx", ["out.onnx"]),
         ("inspect e.gdu.onnx", []),
         ("m.onnx --weights w.npz --no-confirm -o new/folder/out.onnx",
          ["new", "new/folder", "new/folder/out.onnx"]),
