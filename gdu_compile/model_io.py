@@ -16,6 +16,7 @@ from onnx_ir.passes import common
 from gdu_compile import streaming
 from gdu_compile.errors import InputError, UnsupportedError
 from gdu_compile.files import check_input
+from gdu_compile.graph_view import called
 
 OPSET = 18
 """Our nodes are written for this opset and newer ones."""
@@ -182,6 +183,7 @@ def raise_opset(model: ir.Model, least: int = OPSET) -> ir.Model:
         return model
     # The converter drops model-local functions, so they are inlined first.
     common.InlinePass()(model)
+    check_raisable(model, version)
     try:
         proto = onnx.version_converter.convert_version(ir.to_proto(model), least)
     except Exception as error:
@@ -191,6 +193,22 @@ def raise_opset(model: ir.Model, least: int = OPSET) -> ir.Model:
             f"{least}: {first_line(error)}; export it with opset {least} or above"
         ) from error
     return ir.from_proto(proto)
+
+
+def check_raisable(model: ir.Model, version: int) -> None:
+    """Raise UnsupportedError for what onnx.version_converter would turn into something else."""
+    problems = []
+    for node in (node for graph in model.graphs() for node in graph):
+        if node.op_type == "Scan" and version < 9:
+            problems.append(f"node {called(node)}: Scan had a batch axis before opset 9")
+        slope = node.inputs[1] if node.op_type == "PRelu" else None
+        if slope is not None and version < 7 and (slope.shape is None or slope.shape != (1,)):
+            problems.append(f"node {called(node)}: PRelu had a slope per channel before opset 7")
+    if problems:
+        raise UnsupportedError(
+            f"the model has opset {version}, and onnx.version_converter cannot raise it; export "
+            "it again with a newer exporter", problems
+        )  # fmt: skip
 
 
 def tensor_bytes(model: ir.Model) -> int:

@@ -32,19 +32,26 @@ OLDEST_OPSET = 18
 
 # name of conformance cases (regular expression, whole name) → why they cannot work
 EXCLUDE = {
-    r".*_?cast(like)?_.*(FLOAT8|FLOAT4|INT4|INT2).*": "no arithmetic for float8 or below 8 bits",
-    r".*cast_e8m0_.*": "no arithmetic for float8",
-    r"test_(de)?quantizelinear_(e4m3fn|e5m2|float4e2m1).*": "no arithmetic for float8 or below",
-    r"test_(de)?quantizelinear_u?int[24]": "no arithmetic below 8 bits",
+    r".*_?cast(like)?_.*(FLOAT8|FLOAT4|INT4|INT2).*": "numpy has no such types; test_narrow.py",
+    r".*cast_e8m0_.*": "numpy has no such type; test_narrow.py",
+    r"test_(de)?quantizelinear_(e4m3fn|e5m2|float4e2m1).*": "numpy has no such types",
+    r"test_(de)?quantizelinear_u?int[24]": "numpy has no such types",
     r".*string.*": "torch has no strings",
     r"test_training_dropout.*": "draws at random (those that do not draw are run all the same)",
 }
 NOT_EXCLUDED = r"test_training_dropout_zero_ratio.*"
 
 # cases whose expected values are written down with four digits
-ROUNDED = {"test_averagepool_2d_ceil_last_window_starts_on_pad"}
-# operators without a case; they are compared with onnxruntime below
-WITHOUT_CASE = ["GlobalLpPool"]
+ROUNDED = {
+    "test_averagepool_2d_ceil_last_window_starts_on_pad", "test_gridsample_bicubic",
+    "test_roialign_aligned_false", "test_roialign_aligned_true",
+}  # fmt: skip
+# operators without a case of one node with tensors: the first is compared with onnxruntime below,
+# the others have sequences or optional values, and their cases run in test_onnx_backend.py
+WITHOUT_CASE = [
+    "ConcatFromSequence", "GlobalLpPool", "Optional", "SequenceAt", "SequenceConstruct",
+    "SequenceEmpty", "SequenceErase", "SequenceInsert", "SequenceLength", "SplitToSequence",
+]  # fmt: skip
 
 
 # --- a minimal evaluator of one node -----------------------------------------
@@ -94,7 +101,8 @@ def relevant(model: onnx.ModelProto) -> bool:
     Cases of an operator version that opset 18 has replaced are left out.
     """
     graph = model.graph
-    if len(graph.node) != 1 or not all(x.type.HasField("tensor_type") for x in graph.input):
+    values = [*graph.input, *graph.output]
+    if len(graph.node) != 1 or not all(x.type.HasField("tensor_type") for x in values):
         return False
     name, opset = graph.node[0].op_type, opset_of(model)
     if graph.node[0].domain or name not in TABLE[""] or not opset:
@@ -134,6 +142,8 @@ def compare(actual: torch.Tensor, wanted: torch.Tensor, rtol: float, atol: float
 def tolerance(case: Any) -> tuple[float, float]:
     if case.name in ROUNDED:
         return 1e-3, 1e-6
+    if "attention" in case.name and case.name.endswith(("fp16", "bf16")):
+        return (2**-9 if "_fp16" in case.name else 2**-6), 1e-6  # two units in the last place
     rtol = 1e-5 if case.rtol == 1e-3 else max(1e-5, case.rtol)
     return rtol, max(1e-6, case.atol)
 

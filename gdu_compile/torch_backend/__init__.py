@@ -14,21 +14,30 @@ from gdu_compile.metadata import Extension
 from gdu_compile.names import make_unique
 from gdu_compile.passes.sink import SinkPass
 from gdu_compile.torch_backend import (
+    ops_attention,
+    ops_cast,
     ops_elementwise,
+    ops_image,
     ops_index,
     ops_linear,
+    ops_microsoft,
+    ops_ml,
     ops_norm,
     ops_pool,
     ops_quant,
     ops_recurrent,
     ops_reduce,
+    ops_sequence,
     ops_shape,
+    ops_signal,
 )
+from gdu_compile.torch_backend.functions import expand_functions
 from gdu_compile.torch_backend.module import GraphModule, to_array, to_tensor
 
 __all__ = [
-    "GraphModule", "lower_to_torch", "ops_elementwise", "ops_index", "ops_linear",
-    "ops_norm", "ops_pool", "ops_quant", "ops_recurrent", "ops_reduce", "ops_shape", "to_array",
+    "GraphModule", "lower_to_torch", "ops_attention", "ops_cast", "ops_elementwise", "ops_image",
+    "ops_index", "ops_linear", "ops_microsoft", "ops_ml", "ops_norm", "ops_pool", "ops_quant",
+    "ops_recurrent", "ops_reduce", "ops_sequence", "ops_shape", "ops_signal", "to_array",
     "to_tensor",
 ]  # fmt: skip
 
@@ -47,6 +56,7 @@ def lower_to_torch(model: ir.Model, trainable: Collection[str] | None = None) ->
         facts = Extension.from_metadata(model.metadata_props)
         trainable = set(facts.theta_shapes)
     sunk = model.clone()
+    expand_functions(sunk)
     make_unique(sunk)
     SinkPass()(sunk)
     return GraphModule(sunk, trainable)

@@ -69,6 +69,8 @@ def scan_call(node: ir.Node, lower: Lower) -> Call:
     states, scanned = names[:-sequences], names[-sequences:]
     axes = of_each(node, "scan_input_axes", sequences)
     backwards = of_each(node, "scan_input_directions", sequences)
+    if len(names) != len(graph.inputs):
+        return too_old(node)
     body, outputs = lower(graph), graph.outputs[len(states) :]
     to_axes = of_each(node, "scan_output_axes", len(outputs))
     to_front = of_each(node, "scan_output_directions", len(outputs))
@@ -92,6 +94,18 @@ def scan_call(node: ir.Node, lower: Lower) -> Call:
             if row:
                 rows.append(row)
         return (*values, *stacked(rows, stacks, device_of(environment, names)))
+
+    return call
+
+
+def too_old(node: ir.Node) -> Call:
+    """A Scan that raises when it is reached."""
+
+    def call(environment: Environment) -> tuple[Tensor, ...]:
+        raise UnsupportedError(
+            f"node {called(node)}: it has other inputs than its body, as Scan had in opset 8; "
+            "export the model with opset 9 or above"
+        )
 
     return call
 
@@ -158,5 +172,6 @@ def of_each(node: ir.Node, name: str, size: int) -> Sequence[int]:
 
 
 def device_of(environment: Environment, names: Iterable[str]) -> torch.device | None:
-    """Where the first of these values is; None for torch's default when there is none."""
-    return next((environment[name].device for name in names if name), None)
+    """Where the first tensor of these values is; None for torch's default when there is none."""
+    values = (environment[name] for name in names if name)
+    return next((value.device for value in values if isinstance(value, Tensor)), None)

@@ -164,9 +164,20 @@ def function_of(node: ir.Node, opset: int) -> Callable[..., Any]:
     """
     function = registry.lookup(node.op_type, opset, domain=node.domain)
     attributes = {name: attribute_value(a) for name, a in node.attributes.items()}
-    if "num_outputs_" in inspect.signature(function).parameters:
+    parameters = inspect.signature(function).parameters
+    if "num_outputs_" in parameters:
         attributes["num_outputs_"] = len(node.outputs)
+    if "dtypes_" in parameters:
+        attributes["dtypes_"] = [dtype_of(value) for value in node.inputs]
     return partial(function, **attributes)
+
+
+def dtype_of(value: ir.Value | None) -> int | None:
+    """The TensorProto.DataType of an input; None where it is absent or the model does not say."""
+    if value is not None and value.dtype is not None:
+        return int(value.dtype)
+    tensor = None if value is None else value.const_value
+    return None if tensor is None else int(tensor.dtype)
 
 
 def call_on(function: Callable[..., Any], inputs: Sequence[ir.Value | None]) -> Call:
@@ -207,7 +218,18 @@ def attribute_value(attribute: ir.Attr) -> Any:
 BY_BITS = {
     np.dtype(ml_dtypes.bfloat16): (np.uint16, torch.bfloat16),
     np.dtype(ml_dtypes.float8_e4m3fn): (np.uint8, torch.float8_e4m3fn),
+    np.dtype(ml_dtypes.float8_e4m3fnuz): (np.uint8, torch.float8_e4m3fnuz),
     np.dtype(ml_dtypes.float8_e5m2): (np.uint8, torch.float8_e5m2),
+    np.dtype(ml_dtypes.float8_e5m2fnuz): (np.uint8, torch.float8_e5m2fnuz),
+    np.dtype(ml_dtypes.float8_e8m0fnu): (np.uint8, torch.float8_e8m0fnu),
+}
+# Below 8 bits: one number in a byte.
+HELD_IN: dict[np.dtype[Any], Any] = {
+    np.dtype(ml_dtypes.uint4): np.uint8,
+    np.dtype(ml_dtypes.int4): np.int8,
+    np.dtype(ml_dtypes.float4_e2m1fn): ml_dtypes.float8_e4m3fn,
+    np.dtype(ml_dtypes.uint2): np.uint8,
+    np.dtype(ml_dtypes.int2): np.int8,
 }
 
 
@@ -222,12 +244,14 @@ def to_array(tensor: torch.Tensor) -> Array:
 
 
 def to_tensor(tensor: ir.TensorProtocol) -> torch.Tensor:
-    """An ONNX tensor as a torch tensor that shares its memory.
+    """An ONNX tensor as a torch tensor that shares its memory (one of 4 or 2 bits: by value).
 
     Raises:
-        UnsupportedError: torch has no such dtype (strings, 4-bit numbers).
+        UnsupportedError: torch has no such dtype (strings).
     """
     array = np.ascontiguousarray(tensor.numpy()).reshape(tuple(tensor.shape.numpy()))
+    if array.dtype in HELD_IN:
+        array = array.astype(HELD_IN[array.dtype])
     with warnings.catch_warnings():
         # Read-only memory (a mapped file) is fine: buffers are never written to.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")

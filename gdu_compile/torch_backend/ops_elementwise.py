@@ -30,6 +30,17 @@ TORCH_DTYPE = {
     14: torch.complex64,
     15: torch.complex128,
     16: torch.bfloat16,
+    17: torch.float8_e4m3fn,
+    18: torch.float8_e4m3fnuz,
+    19: torch.float8_e5m2,
+    20: torch.float8_e5m2fnuz,
+    # Narrower ones are held by value, one number in a byte; ops_cast.py makes them.
+    21: torch.uint8,  # uint4
+    22: torch.int8,  # int4
+    23: torch.float8_e4m3fn,  # float4e2m1
+    24: torch.float8_e8m0fnu,
+    25: torch.uint8,  # uint2
+    26: torch.int8,  # int2
 }
 
 SAME_IN_TORCH: dict[str, tuple[int, Operator]] = {
@@ -283,32 +294,15 @@ def dropout(
     return (data, mask) if num_outputs_ > 1 else data
 
 
-# --- casts -------------------------------------------------------------------
+# --- types -------------------------------------------------------------------
 
 
 def torch_dtype(code: int) -> torch.dtype:
-    """The torch type of a TensorProto.DataType.
+    """The torch type that holds a TensorProto.DataType.
 
     Raises:
-        UnsupportedError: torch has no arithmetic for it (float8 and narrower, strings).
+        UnsupportedError: torch has none (strings).
     """
     if code not in TORCH_DTYPE:
         raise UnsupportedError(f"tensor type {code} (TensorProto.DataType) does not run in torch")
     return TORCH_DTYPE[code]
-
-
-@operator("Cast", since=13)
-def cast(x: Tensor, *, to: int, saturate: int = 1, round_mode: str = "up") -> Tensor:
-    return x.to(torch_dtype(to))
-
-
-@operator("CastLike", since=15)
-def cast_like(
-    x: Tensor, target_type: Tensor, *, saturate: int = 1, round_mode: str = "up"
-) -> Tensor:
-    return x.to(target_type.dtype)
-
-
-@operator("BitCast", since=26)
-def bit_cast(x: Tensor, *, to: int) -> Tensor:
-    return x.view(torch_dtype(to))

@@ -132,3 +132,24 @@ def reverse_sequence(
     source = torch.where(times < lengths, lengths - 1 - times, times)
     source = source.reshape(source.shape + (1,) * (x.ndim - 2)).expand(batched.shape)
     return batched.gather(1, source).movedim((0, 1), (batch_axis, time_axis))
+
+
+@operator("TensorScatter", since=24)
+@modular
+def tensor_scatter(
+    past_cache: Tensor,
+    update: Tensor,
+    write_indices: Tensor | None = None,
+    *,
+    axis: int = -2,
+    mode: str = "linear",
+) -> Tensor:
+    axis %= past_cache.ndim
+    places = torch.arange(update.shape[axis], device=update.device)[None]  # [N, length]
+    if write_indices is not None:
+        places = places + write_indices[:, None]
+    if mode == "circular":
+        places = places % past_cache.shape[axis]
+    shape = [len(places), *[1] * (past_cache.ndim - 1)]
+    shape[axis] = places.shape[1]
+    return past_cache.scatter(axis, places.reshape(shape).expand(update.shape), update)

@@ -120,6 +120,31 @@ def _unpadded(
     return flat
 
 
+@operator("MaxUnpool", since=11)
+def max_unpool(
+    x: Tensor,
+    indices: Tensor,
+    output_shape: Tensor | None = None,
+    *,
+    kernel_shape: list[int],
+    pads: list[int] | None = None,
+    strides: list[int] | None = None,
+) -> Tensor:
+    rank = len(kernel_shape)
+    steps, sides = strides or [1] * rank, pads or [0] * 2 * rank
+    sizes = [
+        (x.shape[2 + i] - 1) * steps[i] + kernel_shape[i] - sides[i] - sides[rank + i]
+        for i in range(rank)
+    ]
+    shape = [*x.shape[:2], *sizes]
+    flat = x.new_zeros(math.prod(shape)).scatter(0, indices.reshape(-1), x.reshape(-1))
+    result = flat.reshape(shape)
+    if output_shape is None:
+        return result
+    more = [(0, end - size) for end, size in zip(output_shape.tolist(), shape, strict=True)]
+    return nnf.pad(result, pad_list(more))
+
+
 @operator("AveragePool", since=11)
 def average_pool(
     x: Tensor,

@@ -61,3 +61,9 @@ def lookup(name: str, opset: int, *, domain: str = "") -> Operator:
             "operator table, so this model cannot be run in torch past this node"
         )
     return versions[max(fitting)]
+
+
+def has(name: str, opset: int, *, domain: str = "") -> bool:
+    """Whether ``lookup`` finds it."""
+    domain = "" if domain == "ai.onnx" else domain
+    return any(since <= opset for since in TABLE.get(domain, {}).get(name, ()))
