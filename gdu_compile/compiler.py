@@ -12,7 +12,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from gdu_compile import carrying, model_io, specialize
+from gdu_compile import carrying, emit_torch, model_io, specialize
 from gdu_compile.algorithm import AlgorithmLike, is_file_name
 from gdu_compile.bases import ModelLike, Source
 from gdu_compile.confirmation import confirm, run_training, verifier_for
@@ -187,9 +187,13 @@ def check_outputs(
                          [f"passes: {', '.join(names)}"])  # fmt: skip
     if options.dry_run:
         return
-    outputs = [] if options.output is None else [options.output]
-    if options.output is not None and options.confirm and options.stop_after is None:
-        outputs.append(trained_name(options.output))
+    outputs = []
+    if options.output is not None and options.emit != "torch":
+        outputs.append(options.output)
+        if options.confirm and options.stop_after is None:
+            outputs.append(trained_name(options.output))
+    if options.output is not None and options.emit != "onnx":
+        emit_torch.check_torch_output(options.output, force=options.force, inputs=inputs)
     if options.dump_dir is not None:
         outputs += [dump_name(options.dump_dir, index, name) for index, name in enumerate(names)]
     for path in outputs:
@@ -270,6 +274,11 @@ def write(
 ) -> None:  # fmt: skip
     """Write what was asked for, each file atomically."""
     if options.output is None or options.dry_run:
+        return
+    if options.emit != "onnx":
+        files = emit_torch.save_torch(extended, options.output, force=options.force)
+        report.files["torch"] = str(files[0])
+    if options.emit == "torch":
         return
     size = model_io.save(extended, options.output, force=options.force)
     if source.file_bytes is not None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import keyword
+import re
+
 import onnx_ir as ir
 
 
@@ -54,3 +57,15 @@ def make_unique(model: ir.Model) -> int:
                 renamed += 1
             seen.add(value.name)
     return renamed
+
+
+def identifier(name: str) -> str:
+    """A name of ONNX as one of Python.
+
+    Example:
+        >>> identifier("fc.weight"), identifier("/layer/0"), identifier("0"), identifier("if")
+        ('fc_weight', '_layer_0', '_0', 'if_')
+    """
+    text = re.sub(r"\W", "_", name)
+    text = text if text and not text[0].isdigit() else f"_{text}"
+    return f"{text}_" if keyword.iskeyword(text) else text

@@ -18,6 +18,7 @@ from gdu_compile.name_matching import Rename, parse_rules
 from gdu_compile.option_types import converter
 
 T = TypeVar("T")
+EMITTED = ("onnx", "torch", "both")
 MAX_FLOAT32 = (2 - 2**-23) * 2.0**127
 
 
@@ -170,6 +171,9 @@ class CompileOptions(TrainOptions):
     allow_extra: bool = option(False, "Ignore oracle tensors that the model does not have.")
     strict: bool = option(False, "A float weight that the oracle does not cover is an error.")
     cover_all: bool = option(False, "Record what the oracle lacks at its present value.")
+    emit: str = option("onnx", "What is written: onnx, torch (NAME.gdu.py and "
+                       "NAME.gdu.safetensors, which need only torch), or both.",
+                       metavar="FORM")  # fmt: skip
     confirm: bool = option(True, "Train and verify; without: write the extended model only.")
     dump_dir: Path | None = option(None, "Write the graph after each pass into this folder; "
         "what was written stays when a later pass refuses.", metavar="DIR")  # fmt: skip
@@ -187,6 +191,11 @@ class CompileOptions(TrainOptions):
             problems.append(f"--digits {self.digits}: auto, {', '.join(CODES)}")
         if self.theta_dtype not in UNIT_ROUNDOFF:
             problems.append(f"--theta-dtype {self.theta_dtype}: {' or '.join(UNIT_ROUNDOFF)}")
+        if self.emit not in EMITTED:
+            problems.append(f"--emit {self.emit}: {', '.join(EMITTED)}")
+        if self.emit != "onnx" and self.stop_after is not None:
+            problems.append(f"--emit {self.emit}: the torch form is that of a whole extension; "
+                            "leave --stop-after out")  # fmt: skip
         if not 1 <= self.max_iterations <= 2**62:
             problems.append(f"--max-iterations {self.max_iterations}: must be 1 … 2**62")
         if self.bucket_bytes is not None and self.bucket_bytes < 1:

@@ -176,6 +176,41 @@ def to_torch(extended: ModelLike) -> Any:
     return lower_to_torch(model)
 
 
+def export_torch(extended: ModelLike, **options: Any) -> list[Path]:
+    """Write the extended model as files that need only torch: NAME.py and NAME.safetensors.
+
+    Args:
+        extended: an extended ONNX file or model.
+        options: ``output`` (NAME.py, or NAME.onnx for the files beside it) and ``force``.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        InputError: no ``output``, or a file exists and ``force`` is not set.
+        UnsupportedError: something in the model has no form in Python source.
+
+    Example:
+        >>> import gdu_compile, runpy, tempfile
+        >>> compiled = gdu_compile.compile(
+        ...     "models/digits_linear.onnx", "models/digits_linear.oracle.npz", confirm=False
+        ... )
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     source, _ = gdu_compile.export_torch(compiled.extended, output=f"{folder}/net.py")
+        ...     model = runpy.run_path(str(source))["Model"]()
+        >>> [(name, list(theta.shape)) for name, theta in model.named_parameters()]
+        [('gdu_theta_0', [651, 2])]
+    """
+    from gdu_compile.emit_torch import check_torch_output, save_torch
+
+    chosen = WriteOptions.of(options)
+    if chosen.output is None:
+        raise InputError("export_torch: say where to write with output=NAME.py")
+    check_torch_output(chosen.output, force=chosen.force, inputs=[extended])
+    model, _ = open_extended("export", extended)
+    return save_torch(model, chosen.output, force=chosen.force)
+
+
 def check_output(options: TrainOptions | WriteOptions, *inputs: object) -> None:
     """Refuse an output that exists, or that would replace an input, before any work."""
     if options.output is not None:

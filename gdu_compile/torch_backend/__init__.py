@@ -37,8 +37,8 @@ from gdu_compile.torch_backend.module import GraphModule, to_array, to_tensor
 __all__ = [
     "GraphModule", "lower_to_torch", "ops_attention", "ops_cast", "ops_elementwise", "ops_image",
     "ops_index", "ops_linear", "ops_microsoft", "ops_ml", "ops_norm", "ops_pool", "ops_quant",
-    "ops_recurrent", "ops_reduce", "ops_sequence", "ops_shape", "ops_signal", "to_array",
-    "to_tensor",
+    "ops_recurrent", "ops_reduce", "ops_sequence", "ops_shape", "ops_signal", "prepared",
+    "to_array", "to_tensor",
 ]  # fmt: skip
 
 
@@ -53,10 +53,14 @@ def lower_to_torch(model: ir.Model, trainable: Collection[str] | None = None) ->
         InputError: the model is not an extended one and ``trainable`` is None.
     """
     if trainable is None:
-        facts = Extension.from_metadata(model.metadata_props)
-        trainable = set(facts.theta_shapes)
+        trainable = set(Extension.from_metadata(model.metadata_props).theta_shapes)
+    return GraphModule(prepared(model), trainable)
+
+
+def prepared(model: ir.Model) -> ir.Model:
+    """A copy in the form that is lowered: no two values share a name, branches are filled."""
     sunk = model.clone()
     expand_functions(sunk)
     make_unique(sunk)
     SinkPass()(sunk)
-    return GraphModule(sunk, trainable)
+    return sunk

@@ -22,6 +22,7 @@ import torch
 from gdu_compile.digits import Array
 from gdu_compile.errors import UnsupportedError
 from gdu_compile.graph_view import called, nested
+from gdu_compile.names import identifier
 from gdu_compile.torch_backend import blocks, control_flow, fusion, registry
 from gdu_compile.torch_backend.control_flow import names_of
 from gdu_compile.torch_backend.program import Call, Environment, Program, Step
@@ -46,7 +47,7 @@ class GraphModule(torch.nn.Module):
         super().__init__()
         self.inputs = tuple(names_of(model.graph.inputs))
         self.outputs = tuple(names_of(model.graph.outputs))
-        self._attribute_of: dict[str, str] = {}  # value name → attribute of this module
+        self.attribute_of: dict[str, str] = {}  # value name → attribute of this module
         for graph in model.graphs():
             for name, value in graph.initializers.items():
                 assert value.const_value is not None
@@ -55,11 +56,11 @@ class GraphModule(torch.nn.Module):
         self._program = lower(model.graph, opset, self._hold)
 
     def _hold(self, name: str, tensor: torch.Tensor, *, trainable: bool = False) -> None:
-        """Make a tensor part of the module under a name that torch allows."""
-        attribute = name.replace(".", "_") or "_"
+        """Make a tensor part of the module under a name that torch and Python allow."""
+        attribute = identifier(name)
         while hasattr(self, attribute):
             attribute += "_"
-        self._attribute_of[name] = attribute
+        self.attribute_of[name] = attribute
         if trainable:
             self.register_parameter(attribute, torch.nn.Parameter(tensor.clone()))
         else:
@@ -73,7 +74,7 @@ class GraphModule(torch.nn.Module):
         """
         # Not getattr, 1 µs each: a memory in many buckets has thousands of constants.
         held: dict[str, Any] = {**self._parameters, **self._buffers}
-        environment = {name: held[attribute] for name, attribute in self._attribute_of.items()}
+        environment = {name: held[attribute] for name, attribute in self.attribute_of.items()}
         environment.update(inputs)
         results = self._program.run(environment)
         return {name: results[name] for name in self.outputs}
