@@ -5,8 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
+import pytest
 from conftest import ROOT
+
+from benchmarks import gpu, torch_backend
+from benchmarks.pages import markers, write_tables
+from benchmarks.torch_networks import NETWORKS, export
 
 
 def test_record_benchmark_quick() -> None:
@@ -23,3 +29,42 @@ def test_record_benchmark_quick() -> None:
     assert rows["trainable parameters θ"]["extension"] == 2 * (6570 + 1)
     assert rows["operators after optimisation, trained"]["ratio"] == 1
     assert all(row["base"] > 0 and row["extension"] > 0 for row in rows.values())
+
+
+def test_torch_backend_benchmark(tmp_path: Path) -> None:
+    """The imported network gives plain PyTorch's outputs, or it would have failed."""
+    rows = torch_backend.compare(NETWORKS["digits_cnn"], tmp_path / "n.onnx")
+    rows.append(torch_backend.against_onnxruntime(NETWORKS["digits_cnn"], tmp_path / "n.onnx"))
+    assert rows[0].extension < torch_backend.LARGEST_DIFFERENCE
+    assert [row.against for row in rows[1:]] == ["plain PyTorch", "plain PyTorch", "onnxruntime"]
+    assert len(torch_backend.table_lines(rows)) == 2 + len(rows)
+
+
+def test_another_network_is_not_taken_for_the_imported_one(tmp_path: Path) -> None:
+    """Negative control of the comparison above."""
+    network = NETWORKS["digits_cnn"]
+    plain, x = network.make().eval(), network.batch(3)
+    export(plain, network.batch(2), tmp_path / "n.onnx")
+    module = torch_backend.imported(tmp_path / "n.onnx")
+    assert torch_backend.agree(x, plain, module) < torch_backend.LARGEST_DIFFERENCE
+    assert torch_backend.agree(x, network.make().eval(), module) > 1e-2
+
+
+def test_gpu_benchmark_on_the_cpu() -> None:
+    """The same runs as on a GPU; the verdicts are those of the reports."""
+    reports = gpu.reproductions("cpu", ["iris_binary"], [("three_node", "exhaustive")])
+    lines = gpu.report_lines(reports)
+    assert [line.split("|")[1:4] for line in lines[2:]] == [
+        [" iris_binary ", " record ", " yes "], [" three_node ", " learn (exhaustive) ", " yes "]
+    ]  # fmt: skip
+
+
+def test_tables_go_between_their_markers(tmp_path: Path) -> None:
+    """What stands around them stays; a page without the markers is refused."""
+    begin, end = markers("benchmarks.x", "t")
+    page = tmp_path / "p.md"
+    page.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
+    write_tables(page, "benchmarks.x", {"t": ["| new |"]})
+    assert page.read_text() == f"before\n{begin}\n\n| new |\n\n{end}\nafter\n"
+    with pytest.raises(ValueError):
+        write_tables(page, "benchmarks.x", {"u": []})
