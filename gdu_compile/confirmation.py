@@ -94,16 +94,19 @@ def confirm(
     report.algorithm = verdict.algorithm
     report.negative_controls = [verifier.untrained()]
     if retrain is not None:
-        still = retrained(verifier, retrain, lr=0.0)
-        report.negative_controls.append(verifier.control("learning rate 0", still))
+        report.negative_controls.append(
+            verifier.control("learning rate 0", retrained(verifier, retrain, lr=0.0))
+        )
         if isinstance(verifier, MemoryVerifier):
-            learn_controls(report, verifier, retrain)
+            assert report.memory is not None
+            report.memory.permuted_order = follows_the_order(verifier, retrain)
+            changed_data(report, verifier, retrain)
         if (memory := report.memory) and memory.bit_equal and not memory.labels_equal:
             report.warnings.append(f"the samples are there, with other labels: {report.loss} does "
                                    "not pull a sample's own class up the most")  # fmt: skip
     specialize.fill(verifier.trained, theta)
     if verifier.data.kind == "file":
-        report.accuracy = verifier.accuracy(verifier.oracle)
+        report.accuracy = verifier.accuracy(verifier.oracle, verdict.outputs)
     if not all(np.isfinite(array).all() for array in theta.values()):
         report.warnings.append("θ holds NaN or infinity: training has diverged")
     compare_with_torch(report, verifier, verdict.outputs)
@@ -124,23 +127,29 @@ def retrained(
     return run_training(fresh, prepared, None, lr=lr).theta
 
 
-def learn_controls(report: Report, verifier: MemoryVerifier, prepared: Prepared) -> None:
-    """Another order, and other data: the memory must follow, and only so far."""
-    assert report.memory is not None and prepared.order is not None
-    size, seed = len(prepared.data), prepared.options.seed
-    once = dataclasses.replace(prepared, steps=steps_of_a_pass(size, prepared.batch_size))
-    other = dataclasses.replace(prepared.options, seed=seed + 1)
-    theta = retrained(verifier, dataclasses.replace(once, options=other))
-    differences = verifier.differences(*verifier.read(theta), first_pass(size, seed + 1))
-    report.memory.permuted_order = not any(flags.any() for flags in differences)
+def one_pass(prepared: Prepared) -> Prepared:
+    """The same training, with the steps that fill the memory and no more."""
+    steps = steps_of_a_pass(len(prepared.data), prepared.batch_size)
+    return dataclasses.replace(prepared, steps=steps)
 
+
+def follows_the_order(verifier: MemoryVerifier, prepared: Prepared) -> bool:
+    """Whether another order of the samples gives the memory in that order."""
+    other = dataclasses.replace(prepared.options, seed=prepared.options.seed + 1)
+    theta = retrained(verifier, dataclasses.replace(one_pass(prepared), options=other))
+    order = first_pass(len(prepared.data), other.seed)
+    return not any(flags.any() for flags in verifier.differences(*verifier.read(theta), order))
+
+
+def changed_data(report: Report, verifier: MemoryVerifier, prepared: Prepared) -> None:
+    """Other data, by one label and one value: the memory must follow, in these slots only."""
+    assert report.memory is not None and prepared.order is not None
     label_of, value_of = int(prepared.order[0]), int(prepared.order[-1])
     changed = with_changes(prepared.data, label_of, value_of)
-    theta = retrained(verifier, dataclasses.replace(once, data=changed))
+    theta = retrained(verifier, dataclasses.replace(one_pass(prepared), data=changed))
     wrong, mislabelled = verifier.differences(*verifier.read(theta), prepared.order)
-    report.memory.changed_slots_only = np.flatnonzero(mislabelled).tolist() == [
-        0
-    ] and np.flatnonzero(wrong).tolist() == [size - 1]
+    places = np.flatnonzero(mislabelled).tolist(), np.flatnonzero(wrong).tolist()
+    report.memory.changed_slots_only = places == ([0], [len(prepared.data) - 1])
     report.negative_controls.append(verifier.control("one label and one value changed", theta))
 
 

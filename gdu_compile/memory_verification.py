@@ -71,7 +71,9 @@ class MemoryVerifier(Comparison):
         self.alone = alone
         self.reader = specialize.memory_reader(extended)
         with base.initial() as path:
-            self.check_rows(self.run(path)["none"])
+            initial = self.run(path)["none"]
+        self.check_rows(initial)
+        self.known["base"] = initial[self.facts.logits.output]
         self._last: tuple[bytes, dict[str, Array], Outputs] | None = None
         self.run_alone(np.arange(len(data)) if order is None else order)
 
@@ -87,7 +89,9 @@ class MemoryVerifier(Comparison):
             samples = [self.data.inputs[field.name][order] for field in self.memory.fields]
             weights = self.alone.run(samples, self.classes[order], self.facts.weights)
             with self.base.holding(weights) as path:
-                self._last = order.tobytes(), weights, self.run(path)
+                outputs = self.run(path)
+            self._last = order.tobytes(), weights, outputs
+            self.known["oracle"] = outputs["none"][self.facts.logits.output]
         return self._last[1], self._last[2]
 
     def check(self, theta: Mapping[str, Array]) -> Verdict:
@@ -121,8 +125,9 @@ class MemoryVerifier(Comparison):
 
     def read(self, theta: Mapping[str, Array]) -> tuple[list[Array], Classes]:
         """The memory as onnxruntime decodes it: one array per field, and the labels."""
-        specialize.fill(self.reader, theta)
-        with runtime.on_disk(self.reader) as path:
+        reader = self.reader.clone()  # what is filled in would live as long as this verifier
+        specialize.fill(reader, theta)
+        with runtime.on_disk(reader) as path:
             found = list(runtime.run(path, {}, level="none").values())
         return found[:-1], found[-1].astype(np.int64)
 

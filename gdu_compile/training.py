@@ -226,7 +226,8 @@ class Run:
             self.first_gradient = largest
 
     def theta(self) -> dict[str, Array]:
-        """θ as numpy arrays."""
+        """θ as numpy arrays; the gradients, as large again, are let go first."""
+        self.module.zero_grad(set_to_none=True)
         return {name: to_array(theta) for name, theta in self.module.named_parameters()}
 
     def unarmed_reason(self, lr: float) -> str:

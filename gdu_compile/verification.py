@@ -8,6 +8,7 @@ on controls that must fail it.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ import onnx_ir as ir
 
 from gdu_compile import runtime, specialize
 from gdu_compile.bases import Base
-from gdu_compile.bits import max_abs_diff, same_bits
+from gdu_compile.bits import max_abs_diff, raw, same_bits
 from gdu_compile.contracts import Bucket, LogitsSite, Slot
 from gdu_compile.data import Dataset, fixed_batch
 from gdu_compile.digits import Array, Float64
@@ -95,7 +96,8 @@ class Comparison:
         self.decoder = specialize.decoder(extended)
         self.outputs = [str(value.name) for value in extended.graph.outputs]
         self.samples = samples_run(data, self.batch)
-        self.controls: list[tuple[Mapping[str, Array], bool]] = []
+        self.controls: dict[bytes, bool] = {}
+        self.known: dict[str, Array] = {}  # who → logits on ``data``, for the accuracy
 
     def check(self, theta: Mapping[str, Array]) -> Verdict:
         """Measure one trained θ."""
@@ -147,31 +149,38 @@ class Comparison:
 
     def control(self, name: str, theta: Mapping[str, Array]) -> Control:
         """A θ that must not pass; bits that were checked under another name are not run again."""
-        for known, reproduced in self.controls:
-            if all(same_bits(known[bucket], theta[bucket]) for bucket in known):
-                return Control(name, reproduced)
-        reproduced = self.passes(theta)
-        self.controls.append((theta, reproduced))
-        return Control(name, reproduced)
+        key = digest(theta)
+        if key not in self.controls:
+            self.controls[key] = self.passes(theta)
+        return Control(name, self.controls[key])
 
     def passes(self, theta: Mapping[str, Array]) -> bool:
         """Whether a θ reproduces."""
         return self.check(theta).reproduced
 
-    def accuracy(self, oracle: Mapping[str, Array]) -> dict[str, Any] | None:
+    def accuracy(
+        self, oracle: Mapping[str, Array], outputs: Mapping[str, Array]
+    ) -> dict[str, Any] | None:
         """Share of right answers: the initial base, the base with w*, the trained as last filled.
 
         None where answers are not right or wrong: values, and targets that are no classes.
+
+        Args:
+            oracle: w*.
+            outputs: of the trained extension on ``data``; it need not run again without held-out
+                data, nor those whose logits are ``known``.
         """
         data = self.data if self.test is None else self.test
         name, level, found = self.facts.logits.output, self.levels[0], {}
+        known = {**self.known, "trained": outputs[name]} if self.test is None else {}
         for who, model in (
             ("base", self.base.initial()), ("oracle", self.base.holding(oracle)),
             ("trained", runtime.on_disk(self.trained)),
         ):  # fmt: skip
-            with model as path:
-                output = self.run_on(path, data, [name], level)[name]
-            found[who] = share_right(output, data, self.facts.logits)
+            if who not in known:
+                with model as path:
+                    known[who] = self.run_on(path, data, [name], level)[name]
+            found[who] = share_right(known[who], data, self.facts.logits)
         if None in found.values():
             return None
         held_out = self.test is not None
@@ -197,6 +206,7 @@ class Verifier(Comparison):
         with base.holding(self.oracle) as path:
             self.expected = self.run(path)
         self.check_rows(self.expected["all"])
+        self.known["oracle"] = self.expected["all"][self.facts.logits.output]
 
     def check(self, theta: Mapping[str, Array]) -> Verdict:
         """Measure one trained θ."""
@@ -228,6 +238,16 @@ class Verifier(Comparison):
             ulp_distance(decoded, oracle), float(np.max(errors, initial=0.0)),
             worst_index(errors, slot.shape),
         )  # fmt: skip
+
+
+def digest(theta: Mapping[str, Array]) -> bytes:
+    """The bits of all buckets in short, so that no control need be kept."""
+    found = hashlib.blake2b(digest_size=32)
+    for name in sorted(theta):
+        array = theta[name]
+        found.update(f"{name} {array.dtype} {array.shape}".encode())
+        found.update(raw(array).data)
+    return found.digest()
 
 
 def share_right(output: Array, data: Dataset, site: LogitsSite) -> float | None:

@@ -14,10 +14,12 @@ from gdu_compile.passes import InsertMemoryPass, InsertRecorderPass
 
 import gdu_compile
 from gdu_compile import compiler, confirmation, model_io, runtime, training
+from gdu_compile.data import Dataset
 from gdu_compile.metadata import Extension
 from gdu_compile.options import CompileOptions
 from gdu_compile.report import Report
 from gdu_compile.torch_backend import GraphModule, lower_to_torch
+from gdu_compile.verification import Comparison, digest
 
 SQUARE = "g (float[N,2] x) => (float[N,2] y) { y = Mul(x, x) }"
 
@@ -127,3 +129,34 @@ def test_the_size_of_a_bucket(options: dict[str, int], size: int) -> None:
     record = compiler.plan(base, oracle, None, chosen, Report("compile", "base"))
     found = [p.bucket_bytes for p in record if isinstance(p, InsertRecorderPass)]
     assert found == [size if options else 64 << 20]
+
+
+def test_the_accuracy_runs_nothing_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Base, oracle and trained are run on the data once; on held-out data once more, alike."""
+    calls: list[int] = []
+    real = Comparison.run_on
+
+    def run_on(self: Comparison, path: Path, data: Dataset, *more: Any) -> dict[str, np.ndarray]:
+        calls.append(len(data))
+        return real(self, path, data, *more)
+
+    monkeypatch.setattr(Comparison, "run_on", run_on)
+    data, found = MODELS / "digits.npz", []
+    for test_data in (None, data):
+        report = gdu_compile.compile(
+            MODELS / "digits_linear.onnx", oracle="ridge", data=data, test_data=test_data
+        ).report
+        assert report.accuracy is not None
+        found.append({who: report.accuracy[who] for who in ("base", "oracle", "trained")})
+    assert calls == [1797] * (3 + 6)
+    assert found[0] == found[1] and found[0]["oracle"] == found[0]["trained"] > 0.9
+
+
+def test_controls_are_told_apart_by_every_bit() -> None:
+    """−0 is not 0, and a bucket has its name and shape; equal bits have one digest."""
+    theta = {"a": np.zeros((2, 2), np.float32), "b": np.ones((1, 2), np.float32)}
+    minus = {**theta, "a": np.float32([[0, 0], [0, -0.0]])}
+    others = [minus, {"b": theta["a"], "a": theta["b"]}, {**theta, "a": np.zeros((4, 1), "f4")}]
+    known = digest(theta)
+    assert digest({name: theta[name].copy() for name in ("b", "a")}) == known
+    assert known not in {digest(other) for other in others}
