@@ -102,6 +102,10 @@ class DataOptions(Options):
     )  # fmt: skip
     hold_out: float = option(0.0, "Share of --data that is not trained on, chosen by the seed: "
                              "the accuracy is that on it.", metavar="SHARE")  # fmt: skip
+    loss: str | None = option(
+        None, "As in torch.nn.functional: 'cross_entropy(label_smoothing=0.1)'. "
+        "Without it: the default of the output kind (docs/commands.md).", metavar="'NAME(ARGS)'",
+    )  # fmt: skip
     device: str = option("cpu", "Torch device: cpu, cuda, cuda:1 …", metavar="DEVICE")
     seed: int = option(0, "Seed of synthetic data and of the order of samples.")
 
@@ -123,10 +127,6 @@ class TrainOptions(DataOptions):
 
     optimizer: str = option("SGD()", "As in PyTorch: 'SGD(momentum=0.9, nesterov=True)'.",
                             metavar="'CLASS(ARGS)'")  # fmt: skip
-    loss: str | None = option(
-        None, "As in torch.nn.functional: 'cross_entropy(label_smoothing=0.1)'. "
-        "Without it: the default of the output kind (docs/commands.md).", metavar="'NAME(ARGS)'",
-    )  # fmt: skip
     lr: float = option(0.1, "Learning rate; any in range works (THEORY Lemma 4).")
     steps: int | None = option(None, "Optimizer steps. Without it: 3; for learn one pass over the "
                                "data, and one step more.", metavar="INTEGER")  # fmt: skip

@@ -13,6 +13,7 @@ from gdu_compile import model_io, specialize
 from gdu_compile.bases import ModelLike, Rebuilt
 from gdu_compile.confirmation import confirm, run_training, verifier_for
 from gdu_compile.errors import ContractError, InputError
+from gdu_compile.losses import LossSpec
 from gdu_compile.metadata import Extension
 from gdu_compile.options import TrainOptions, VerifyOptions, WriteOptions
 from gdu_compile.passes.check import CheckExtensionPass
@@ -83,7 +84,9 @@ def verify(extended: ModelLike, trained: TrainedLike, **options: Any) -> Report:
     model, report = open_extended("verify", extended)
     theta = load_theta(trained, Extension.from_metadata(model.metadata_props))
     filled = specialize.filled(model, theta)
-    loaded = prepare_data(model, chosen, None)
+    site = Extension.from_metadata(model.metadata_props).logits
+    loss = None if chosen.loss is None else LossSpec.of(chosen.loss, site)
+    loaded = prepare_data(model, chosen, loss)
     describe_data(report, loaded.data, chosen)
     report.files["trained"] = None if isinstance(trained, Mapping) else str(trained)
     if not specialize.is_armed(filled):
