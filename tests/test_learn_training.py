@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from learning import ByHand, X, by_hand, cut, learn, network, sample, sums
+from learning import ByHand, X, assert_memorised, by_hand, cut, learn, network, sample, sums
 
 import gdu_compile
-from gdu_compile.report import Report
 
 optim = torch.optim
 SGD = lambda theta: optim.SGD(theta, lr=0.3)  # noqa: E731
@@ -35,16 +34,6 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> ByHand:
     return made
 
 
-def assert_memorised(report: Report, filled: int = 41) -> None:
-    """The whole training set, in an order that the verifier was not told."""
-    assert report.reproduced is True, report.to_json()
-    assert report.memory is not None and report.algorithm is not None
-    assert report.memory.filled == filled and report.memory.wrong == []
-    assert report.memory.bit_equal and report.memory.labels_equal
-    assert report.algorithm.bit_equal_to_oracle_run
-    assert report.memory.permuted_order is None  # nothing was trained here
-
-
 SIZES = {
     "of changing size": [1, 5, 3, 64],
     "one by one": [1],
@@ -60,14 +49,14 @@ def test_batches(case: str, one: ByHand, three: ByHand) -> None:
     """One pass of plain descent, whatever the sizes; one bucket or three."""
     for network_ in (one, three):
         batches = cut(ORDER, SIZES[case])
-        assert_memorised(network_.verify(network_.train(batches, SGD)))
+        assert_memorised(network_.verify(network_.train(batches, SGD)), 41)
 
 
 def test_samples_beyond_the_last_slot_are_masked(one: ByHand, three: ByHand) -> None:
     """The last batch brings more samples than there are slots: the rest has no gradient."""
     batches = [*cut(ORDER[:40], [8]), np.concatenate([ORDER[40:], ORDER[:30]])]
     for network_ in (one, three):
-        assert_memorised(network_.verify(network_.train(batches, SGD)))
+        assert_memorised(network_.verify(network_.train(batches, SGD)), 41)
 
 
 def test_a_sample_too_few(one: ByHand) -> None:
@@ -108,7 +97,7 @@ def test_optimizers_over_three_epochs(case: str, one: ByHand, three: ByHand) -> 
     batches = [batch for epoch in range(3) for batch in cut(np.roll(ORDER, epoch), [7])]
     for network_ in (one, three):
         report = network_.verify(network_.train(batches, OPTIMIZERS[case]))
-        assert_memorised(report)
+        assert_memorised(report, 41)
         assert report.memory is not None and report.memory.digit_error is not None
         assert report.memory.digit_error < 0.2
 
@@ -117,7 +106,7 @@ def test_a_schedule(one: ByHand) -> None:
     """Every slot has its own calibrator, so every step may have its own rate."""
     batches = cut(ORDER, [7])
     theta = one.train(batches, SGD, rates=lambda step: 10.0 ** (1 - step))
-    assert_memorised(one.verify(theta))
+    assert_memorised(one.verify(theta), 41)
 
 
 WARM_UP = lambda step: 0.0 if step < 2 else 0.1  # noqa: E731
@@ -129,7 +118,7 @@ def test_warm_up_from_rate_0(buckets: str, request: pytest.FixtureRequest) -> No
     network_: ByHand = request.getfixturevalue(buckets)
     first = cut(ORDER[::-1], [7])[:2]
     theta = network_.train([*first, *cut(ORDER, [7])], SGD, rates=WARM_UP)
-    assert_memorised(network_.verify(theta))
+    assert_memorised(network_.verify(theta), 41)
 
 
 @pytest.mark.parametrize("case", ["momentum", "Adam"])
@@ -143,7 +132,7 @@ def test_warm_up_with_a_memory_of_its_own(case: str, one: ByHand) -> None:
     assert report.memory.digit_error is not None and report.memory.digit_error > 1
     # The control: the same samples again, and the momentum is theirs.
     again = [batches[2], batches[2], *batches[2:]]
-    assert_memorised(one.verify(one.train(again, OPTIMIZERS[case], rates=WARM_UP)))
+    assert_memorised(one.verify(one.train(again, OPTIMIZERS[case], rates=WARM_UP)), 41)
 
 
 @pytest.mark.parametrize("buckets", ["one", "three"])
@@ -178,7 +167,7 @@ def test_a_lost_gradient_leaves_the_slot_empty(one: ByHand) -> None:
 def test_one_changed_value_of_theta(three: ByHand) -> None:
     """Of M, of B and of c: exit 1, and the slot's number."""
     theta = three.train(cut(ORDER, [8]), SGD)
-    assert_memorised(three.verify(theta))
+    assert_memorised(three.verify(theta), 41)
     for column, factor in ((0, 1.5), (0, 0.0), (11, -1.0)):
         wrong = {name: value.clone() for name, value in theta.items()}
         wrong["gdu_theta_1"][3, column] *= factor
