@@ -83,6 +83,7 @@ class BindAlgorithmPass(GduPass):
         inputs, problems = match_inputs(algorithm, problem)
         weights, skipped, more = self.match_outputs(model, algorithm, state)
         problems += more + bound_loops(algorithm, self.max_iterations)
+        problems += domain_problems(model, algorithm)
         if problems:
             raise InputError(f"cannot use the oracle {name}", problems)
         keep_outputs(algorithm, [weight.name for weight in weights])
@@ -169,6 +170,15 @@ def output_problems(output: ir.Value, value: ir.Value) -> list[str]:
         return []
     return [f"its output {name!r} has shape {list_shape(output.shape)}, but "
             f"{list(weight.shape)} in the model"]  # fmt: skip
+
+
+def domain_problems(model: ir.Model, algorithm: ir.Model) -> list[str]:
+    """Domains of which the two need different versions; the default one is raised instead."""
+    return [
+        f"it needs version {version} of the operators of {domain!r}, and the model version {own}"
+        for domain, version in algorithm.opset_imports.items()
+        if domain and (own := model.opset_imports.get(domain, version)) != version
+    ]
 
 
 def keep_outputs(algorithm: ir.Model, names: list[str]) -> None:
