@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from onnx_ir.passes import common
 
 from gdu_compile import model_io, oracles, runtime
 from gdu_compile.builder import BOOL, INT64, Builder
-from gdu_compile.contracts import PASS_KEY, Field, Weight
+from gdu_compile.contracts import Field, Weight
 from gdu_compile.digits import Array
 from gdu_compile.errors import InputError
 from gdu_compile.graph_view import branches
@@ -65,15 +65,13 @@ class AlgorithmGraph:
         name: what to call it in messages.
         model: inputs X (one per field) and Y; outputs: the weights.
         inputs: names of its inputs: one per field, in their order, and the labels.
-        unfinished: outputs that are true when a Loop was stopped by the bound.
-        limit: that bound.
+        unfinished: outputs that are true when a Loop was stopped by its bound: name → bound.
     """
 
     name: str
     model: ir.Model
     inputs: tuple[str, ...]
-    unfinished: tuple[str, ...] = ()
-    limit: int = DEFAULT_MAX_ITERATIONS
+    unfinished: Mapping[str, int] = field(default_factory=dict)
 
     def run(
         self, samples: Sequence[Array], labels: Array, weights: Sequence[Weight]
@@ -93,9 +91,9 @@ class AlgorithmGraph:
             found = runtime.run(path, inputs, level="none", batch=len(labels),
                                 called=f"the oracle {self.name}, on the training set")  # fmt: skip
         problems = [
-            f"Loop {name.removesuffix(UNFINISHED)!r} does not end within {self.limit} iterations "
+            f"Loop {name.removesuffix(UNFINISHED)!r} does not end within {limit} iterations "
             "(--max-iterations)"
-            for name in self.unfinished
+            for name, limit in self.unfinished.items()
             if found[name]
         ]
         for weight in weights:
@@ -168,6 +166,8 @@ def input_problems(value: ir.Value, field: Field, samples: int) -> list[str]:
 
 UNFINISHED = ".gdu_unfinished"
 TOO_MANY = ".gdu_more_than_max_iterations"
+BOUND_KEY = "gdu.bound"
+"""Marks the node that gives a Loop its bound; it stays where the algorithm is inlined."""
 
 
 def bound_loops(model: ir.Model, limit: int) -> list[str]:
@@ -194,6 +194,7 @@ def bound_loops(model: ir.Model, limit: int) -> list[str]:
             elif trips is not None:
                 most = b.op("Min", trips, most, name="gdu_trips", dtype=INT64, shape=trips.shape)
             node.replace_input_with(0, most)
+            b.nodes[-1].metadata_props[BOUND_KEY] = str(limit)
             assert isinstance(node.graph, ir.Graph)
             node.graph.insert_before(node, b.nodes)
             b.nodes = []
@@ -237,17 +238,18 @@ def called(node: ir.Node) -> str:
     return str(node.name or next((v.name for v in node.outputs if v.name), "without a name"))
 
 
-def flag_loops(model: ir.Model, limit: int) -> list[str]:
-    """Outputs that say whether a Loop of the main graph was stopped by the bound; their names.
+def flag_loops(model: ir.Model) -> dict[str, int]:
+    """Outputs that say whether a Loop of the main graph was stopped by its bound: name → bound.
 
-    The body's condition becomes a scan output too: the bound has stopped the Loop when all
-    ``limit`` conditions were true, and the trip count that was asked for is larger.
+    The body's condition becomes a scan output too: the bound has stopped the Loop when as many
+    conditions were true, and the trip count that was asked for is larger.
     """
-    names, flags = Names(model), []
+    names, flags = Names(model), dict[str, int]()
     for node in [node for node in model.graph if node.op_type == "Loop" and node.domain == ""]:
         trips = node.inputs[0]
         wanted = None if trips is None else trips.producer()
-        if wanted is None or wanted.metadata_props.get(PASS_KEY) != bound_loops.__name__:
+        limit = bound_of(wanted)
+        if wanted is None or limit is None:
             continue
         body = node.attributes["body"].as_graph()
         b = Builder(names, flag_loops.__name__)
@@ -262,8 +264,14 @@ def flag_loops(model: ir.Model, limit: int) -> list[str]:
         flag = emit_unfinished(b, every, wanted, limit, f"{called(node)}{UNFINISHED}")
         model.graph.insert_after(node, b.nodes)
         model.graph.outputs.append(flag)
-        flags.append(str(flag.name))
+        flags[str(flag.name)] = limit
     return flags
+
+
+def bound_of(node: ir.Node | None) -> int | None:
+    """The bound that a node gives to a Loop, or None."""
+    mark = "" if node is None else node.metadata_props.get(BOUND_KEY, "")
+    return int(mark) if mark.isdecimal() and len(mark) < 20 else None
 
 
 def emit_unfinished(b: Builder, going: ir.Value, trips: ir.Node, limit: int, name: str) -> ir.Value:

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from gdu_compile import runtime
-from gdu_compile.algorithm import AlgorithmGraph
+from gdu_compile.algorithm import AlgorithmGraph, flag_loops
 from gdu_compile.digits import Array
 from gdu_compile.encoding import Units
 from gdu_compile.errors import InputError
@@ -102,7 +102,8 @@ def algorithm_in(extended: ir.Model) -> AlgorithmGraph:
     assert facts.algorithm is not None
     names = [weight.name for weight in facts.weights]
     model = armed_part(extended, facts.algorithm.inputs, names)
-    return AlgorithmGraph(facts.algorithm.name, model, facts.algorithm.inputs)
+    flags = flag_loops(model)
+    return AlgorithmGraph(facts.algorithm.name, model, facts.algorithm.inputs, flags)
 
 
 def armed_part(extended: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> ir.Model:

@@ -89,8 +89,8 @@ class BindAlgorithmPass(GduPass):
         keep_outputs(algorithm, [weight.name for weight in weights])
         common.RemoveUnusedNodesPass()(algorithm)
         alone = algorithm.clone()
-        flags = tuple(flag_loops(alone, self.max_iterations))
-        state.alone = AlgorithmGraph(name, alone, inputs, flags, self.max_iterations)
+        flags = flag_loops(alone)
+        state.alone = AlgorithmGraph(name, alone, inputs, flags)
         raised = raise_to(algorithm, model_io.opset_of(model), name)
         state.oracle_graph = AlgorithmGraph(name, raised, inputs)
         classes = state.logits.classes

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from conftest import MODELS, save_onnx
+from conftest import MODELS, parse, save_npz, save_onnx
 from learning import by_hand, network, sample, sums
 from safetensors.torch import save_file
 from torch.optim import SGD
@@ -21,6 +21,7 @@ import gdu_compile
 from gdu_compile import passes, runtime, specialize
 from gdu_compile.cli import run
 from gdu_compile.contracts import PASS_KEY
+from gdu_compile.errors import InputError
 from gdu_compile.metadata import PREFIX
 from gdu_compile.report import Report
 
@@ -289,3 +290,33 @@ def test_real_data(oracle: str) -> None:
     assert report.reproduced is True and report.accuracy is not None
     assert report.accuracy["trained"] == report.accuracy["oracle"] > 0.8
     assert report.accuracy["base"] < 0.3 and report.accuracy["held_out"]
+
+
+COUNT_TO_THE_LARGEST = """alg (float[n, 4] x, int64[n] Y) => (float[4, 3] W, float[3] b) {
+    zero = Constant <value = float {0.0}> ()  yes = Constant <value = bool {1}> ()
+    most = ReduceMax <keepdims = 0> (x)
+    steps = Loop (, yes, zero) <body = count (int64 i, bool c, float k) => (bool c2, float k2) {
+        one = Constant <value = float {1.0}> ()  k2 = Add(k, one)  c2 = Less(k2, most)
+    }>
+    Ws = Constant <value_ints: ints = [4, 3]> ()  bs = Constant <value_ints: ints = [3]> ()
+    W = Expand(steps, Ws)  b = Expand(steps, bs)
+}"""
+
+
+def test_a_loop_that_does_not_end_on_other_data(tmp_path: Path) -> None:
+    """The bound that the file carries stops it, and that is said: nothing is reported as learnt."""
+    base = parse("m (float[N, 4] x) => (float[N, 3] z) { e = MatMul(x, W)  z = Add(e, b) }",
+                 {"W": np.ones((4, 3), np.float32), "b": np.ones(3, np.float32)})  # fmt: skip
+    few, many = (
+        save_npz(tmp_path / f"{size}.npz", {"x": np.full((4, 4), size, np.float32),
+                                            "y": np.array([0, 1, 2, 1])})
+        for size in (5, 500)
+    )  # fmt: skip
+    compiled = gdu_compile.compile(
+        base, oracle=parse(COUNT_TO_THE_LARGEST), data=few, max_iterations=50
+    )
+    assert compiled.report.reproduced
+    assert gdu_compile.train(compiled.extended, data=few).reproduced
+    with pytest.raises(InputError) as caught:
+        gdu_compile.train(compiled.extended, data=many)
+    assert "does not end within 50 iterations" in caught.value.problems[0]
