@@ -96,7 +96,7 @@ def _places(
         return new * (end - start) * (size - 1) / (exact - 1) + start * (size - 1)
     half = (new + 0.5) / factor - 0.5
     if mode == "pytorch_half_pixel":
-        return new * 0 - 0.5 if exact == 1 else half
+        return new * 0 if length == 1 else half
     if mode == "half_pixel_symmetric":
         return half + size / 2 * (1 - length / exact)
     if mode == "half_pixel":

@@ -369,18 +369,25 @@ def tree_ensemble_classifier(
     )  # fmt: skip
     leaf = [places[key] for key in zip(class_treeids, class_nodeids, strict=True)]
     weights = _listed(class_weights, class_weights_as_tensor)
-    one = len(labels) == 2 and len(set(class_ids)) == 1
-    targets = [0] * len(class_ids) if one else class_ids
+    base = _listed(base_values, base_values_as_tensor)
+    one = len(labels) == 2 and len(set(class_ids)) == 1  # one score for two classes
+    if one and (any(class_ids) or len(base) > 1):
+        raise UnsupportedError(
+            "a TreeEnsembleClassifier with one score for two classes, but class_ids other than 0 "
+            "or two base_values: runtimes do not agree on it"
+        )
     scores = _aggregate(
         forest.leaves(x), torch.tensor(leaf, device=x.device),
-        torch.tensor(targets, device=x.device), _row(weights, x), len(places),
+        torch.tensor(class_ids, device=x.device), _row(weights, x), len(places),
         1 if one else len(labels), "SUM",
     )  # fmt: skip
-    base = _listed(base_values, base_values_as_tensor)
     scores = scores + _row(base or [0.0], x)
     if not one:
         return labels[scores.argmax(1)], _transformed(scores, post_transform).to(torch.float32)
     positive = min(weights) >= 0  # then the score is a probability
-    high = scores[:, 0] > (0.5 if positive else 0)
-    both = torch.cat([1 - scores if positive else -scores, scores], 1)
-    return labels[high.to(torch.int64)], _transformed(both, post_transform).to(torch.float32)
+    high = (scores[:, 0] > (0.5 if positive else 0)).to(torch.int64)
+    opposite = 1 - scores if positive and post_transform != "LOGISTIC" else -scores
+    both = torch.cat([opposite, scores], 1)
+    if post_transform != "SOFTMAX":  # onnxruntime leaves the two as they are
+        both = _transformed(both, post_transform)
+    return labels[high], both.to(torch.float32)
