@@ -21,6 +21,7 @@ from gdu_compile.passes.bind_algorithm import BindAlgorithmPass
 from gdu_compile.passes.bind_oracle import BindOraclePass
 from gdu_compile.passes.check import CheckExtensionPass
 from gdu_compile.passes.fill_theta import FillThetaPass
+from gdu_compile.passes.if_conversion import IfConversionPass
 from gdu_compile.passes.inline_algorithm import InlineAlgorithmPass
 from gdu_compile.passes.insert_memory import MEMORY_BUCKET_BYTES, InsertMemoryPass
 from gdu_compile.passes.insert_recorder import (
@@ -45,10 +46,10 @@ from gdu_compile.digits import DEFAULT_CODE, DEFAULT_GAIN, DigitCode  # isort: s
 
 __all__ = [
     "ALL_PASSES", "LEARN_PASSES", "RECORD_PASSES", "AnnotatePass", "BindAlgorithmPass",
-    "BindOraclePass", "CheckExtensionPass", "FillThetaPass", "GduPass", "InlineAlgorithmPass",
-    "InsertMemoryPass", "InsertRecorderPass", "InsertSwitchesPass", "LocateLogitsPass",
-    "NormalizePass", "RemoveExtensionPass", "RestoreConstantsPass", "SinkPass", "learn_passes",
-    "record_passes",
+    "BindOraclePass", "CheckExtensionPass", "FillThetaPass", "GduPass", "IfConversionPass",
+    "InlineAlgorithmPass", "InsertMemoryPass", "InsertRecorderPass", "InsertSwitchesPass",
+    "LocateLogitsPass", "NormalizePass", "RemoveExtensionPass", "RestoreConstantsPass", "SinkPass",
+    "learn_passes", "record_passes",
 ]  # fmt: skip
 
 RECORD_PASSES: tuple[type[GduPass], ...] = (
@@ -65,7 +66,7 @@ LEARN_PASSES: tuple[type[GduPass], ...] = (
 
 ALL_PASSES: tuple[type[GduPass], ...] = (
     *RECORD_PASSES, BindAlgorithmPass, InsertMemoryPass, InlineAlgorithmPass, SinkPass,
-    FillThetaPass, RemoveExtensionPass,
+    IfConversionPass, FillThetaPass, RemoveExtensionPass,
 )  # fmt: skip
 
 

@@ -91,9 +91,11 @@ def site_problems(graph: ir.Graph, site: LogitsSite) -> list[str]:
 
 
 def sunk(graph: ir.Graph, names: Iterable[str]) -> str | None:
-    """Which value SinkPass has moved out of the main graph, in a sentence, or None."""
+    """What SinkPass or IfConversionPass has done to the switches, in a sentence, or None."""
     wanted = set(names)
     for node in ir.traversal.RecursiveGraphIterator(graph):
+        if node.metadata_props.get(PASS_KEY) == "IfConversionPass":
+            return "IfConversionPass has replaced the switches: take the model as it was before it"
         for output in node.outputs:
             if output.name in wanted and node.graph is not graph:
                 return (f"{output.name!r} is computed in a branch, where SinkPass moves it: take "

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gdu_compile.errors import InputError, UnsupportedError
 from gdu_compile.graph_view import called
+from gdu_compile.torch_backend.numbers import as_tensor, tracing
 from gdu_compile.torch_backend.ops_elementwise import torch_dtype
 from gdu_compile.torch_backend.program import Call, Environment, Program
 
@@ -25,14 +26,61 @@ Lower = Callable[[ir.Graph], Program]
 def if_call(node: ir.Node, lower: Lower) -> Call:
     """If: only the branch that the condition takes runs."""
     (condition,) = names_of(node.inputs)
-    then = lower(node.attributes["then_branch"].as_graph())
-    otherwise = lower(node.attributes["else_branch"].as_graph())
+    graphs = [node.attributes[name].as_graph() for name in ("then_branch", "else_branch")]
+    then, otherwise = (lower(graph) for graph in graphs)
+    read = names_read(graphs)
 
     def call(environment: Environment) -> tuple[Tensor, ...]:
+        if tracing(environment[condition]):
+            return traced_if(environment, condition, then, otherwise, read)
         program = then if bool(environment[condition]) else otherwise
         return program.run_inside(environment)
 
     return call
+
+
+def names_read(graphs: Sequence[ir.Graph]) -> list[str]:
+    """What is read in subgraphs, of themselves or of the values around them."""
+    read: dict[str, None] = {}
+    for graph in graphs:
+        for part in [graph, *graph.subgraphs()]:
+            values = [value for node in part for value in node.inputs]
+            read.update(dict.fromkeys(names_of([*values, *part.outputs])))
+    return list(read)
+
+
+def traced_if(
+    environment: Environment, condition: str, then: Program, otherwise: Program,
+    read: Sequence[str],
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """torch.cond: both branches become part of what is traced."""
+    values = {name: environment[name] for name in read if name in environment}
+    values.pop(condition, None)
+    names = [name for name, value in values.items() if isinstance(value, Tensor)]
+    numbers = {name: value for name, value in values.items() if not isinstance(value, Tensor)}
+    given = as_tensor(environment[condition])
+    flag = given if given.ndim == 0 else given.any()  # no view: that would be given twice
+
+    def branch(program: Program) -> Callable[..., tuple[Tensor, ...]]:
+        def run(flag: Tensor, *operands: Tensor) -> tuple[Tensor, ...]:
+            copies = [fresh_copy(x, flag) if x.requires_grad else x for x in operands]
+            inner = {condition: flag, **numbers, **dict(zip(names, copies, strict=True))}
+            return tuple(fresh_copy(as_tensor(x), flag) for x in program.run_inside(inner))
+
+        return run
+
+    operands = (flag, *(values[name] for name in names))
+    result: tuple[Tensor, ...] = torch.cond(flag, branch(then), branch(otherwise), operands)
+    return result
+
+
+def fresh_copy(x: Tensor, flag: Tensor) -> Tensor:
+    """The same values in memory of their own, which no optimiser takes away; so is the gradient's.
+
+    A branch of torch.cond may give neither what it was given nor a view of it, and both branches
+    have to lay out their results, and their gradients, alike.
+    """
+    return torch.where(flag, x, x)
 
 
 def loop_call(node: ir.Node, lower: Lower) -> Call:

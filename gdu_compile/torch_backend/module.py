@@ -25,6 +25,14 @@ from gdu_compile.graph_view import called, nested
 from gdu_compile.names import identifier
 from gdu_compile.torch_backend import blocks, control_flow, fusion, registry
 from gdu_compile.torch_backend.control_flow import names_of
+from gdu_compile.torch_backend.numbers import (
+    Numbers,
+    as_arguments,
+    as_tensor,
+    in_numbers,
+    known,
+    tracing,
+)
 from gdu_compile.torch_backend.program import Call, Environment, Program, Step
 
 # what a tensor of the graph is handed to, with its name
@@ -48,6 +56,7 @@ class GraphModule(torch.nn.Module):
         self.inputs = tuple(names_of(model.graph.inputs))
         self.outputs = tuple(names_of(model.graph.outputs))
         self.attribute_of: dict[str, str] = {}  # value name → attribute of this module
+        self._numbers: dict[str, Numbers] = {}  # constants that are known while torch traces
         for graph in model.graphs():
             for name, value in graph.initializers.items():
                 assert value.const_value is not None
@@ -65,6 +74,8 @@ class GraphModule(torch.nn.Module):
             self.register_parameter(attribute, torch.nn.Parameter(tensor.clone()))
         else:
             self.register_buffer(attribute, tensor)
+            if (numbers := known(tensor)) is not None:
+                self._numbers[name] = numbers
 
     def run(self, inputs: Mapping[str, torch.Tensor]) -> Environment:
         """Outputs by name.
@@ -76,7 +87,13 @@ class GraphModule(torch.nn.Module):
         held: dict[str, Any] = {**self._parameters, **self._buffers}
         environment = {name: held[attribute] for name, attribute in self.attribute_of.items()}
         environment.update(inputs)
+        traced = tracing(*inputs.values())
+        if traced:
+            for name, numbers in self._numbers.items():
+                environment[name] = numbers.of(environment[name])
         results = self._program.run(environment)
+        if traced:
+            results.update((name, as_tensor(results[name])) for name in self.outputs)
         return {name: results[name] for name in self.outputs}
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
@@ -154,10 +171,29 @@ def call_of(node: ir.Node, opset: int, hold: Hold) -> Call:
         function = function_of(node, opset)
     except UnsupportedError as error:
         return raising(UnsupportedError(f"node {called(node)}: {error.message}"))
-    return call_on(function, node.inputs)
+    return traceable(node, function)
 
 
-def function_of(node: ir.Node, opset: int) -> Callable[..., Any]:
+def traceable(node: ir.Node, function: partial[Any]) -> Call:
+    """``call_on``, and while torch traces what Python knows goes through as numbers."""
+    op_type = "" if node.domain else node.op_type
+    inputs = names_of(node.inputs)
+    plain = call_on(function, node.inputs)
+
+    def call(environment: Environment) -> tuple[Any, ...]:
+        if not tracing():
+            return plain(environment)
+        arguments = [environment[name] if name else None for name in inputs]
+        numbers = in_numbers(op_type, function.keywords, arguments)
+        if numbers is not None:
+            return (numbers,)
+        result = function(*as_arguments(op_type, arguments))
+        return result if isinstance(result, tuple) else (result,)
+
+    return call
+
+
+def function_of(node: ir.Node, opset: int) -> partial[Any]:
     """The operator table's function with the node's attributes.
 
     Raises:
@@ -187,6 +223,8 @@ def call_on(function: Callable[..., Any], inputs: Sequence[ir.Value | None]) -> 
 
     def call(environment: Environment) -> tuple[Any, ...]:
         arguments = [None if name is None else environment[name] for name in names]
+        if tracing():
+            arguments = as_arguments("", arguments)
         result = function(*arguments)
         return result if isinstance(result, tuple) else (result,)
 
