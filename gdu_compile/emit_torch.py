@@ -1,6 +1,7 @@
 """The extended model as files that need only torch: a user trains them without gdu-compile.
 
-NAME.py is a torch.nn.Module in plain Python, NAME.safetensors its tensors.
+NAME.py is a torch.nn.Module in plain Python, NAME.safetensors its tensors; NAME.pt2 is a program of
+torch.export.
 """
 
 from __future__ import annotations
@@ -15,23 +16,22 @@ from gdu_compile import model_io
 from gdu_compile.errors import InputError
 from gdu_compile.metadata import Extension
 
-SUFFIXES = (".py", ".safetensors")
-
-
-def torch_name(output: Path) -> Path:
-    """NAME.onnx, or NAME.py itself → NAME.py.
-
-    Example:
-        >>> torch_name(Path("build/net.gdu.onnx")), torch_name(Path("net.py"))
-        (PosixPath('build/net.gdu.py'), PosixPath('net.py'))
-    """
-    name = output.name.removesuffix(".onnx").removesuffix(".py")
-    return output.with_name(name + SUFFIXES[0])
+SOURCE, TENSORS, PROGRAM = ".py", ".safetensors", ".pt2"
 
 
 def torch_files(output: Path) -> list[Path]:
-    """All files that belong to a torch form."""
-    return [torch_name(output).with_suffix(suffix) for suffix in SUFFIXES]
+    """What is written: NAME.pt2 alone, or NAME.py and NAME.safetensors, also for NAME.onnx.
+
+    Example:
+        >>> [str(path) for path in torch_files(Path("build/net.gdu.onnx"))]
+        ['build/net.gdu.py', 'build/net.gdu.safetensors']
+        >>> [str(path) for path in torch_files(Path("net.pt2"))]
+        ['net.pt2']
+    """
+    if output.suffix == PROGRAM:
+        return [output]
+    name = output.name.removesuffix(".onnx").removesuffix(SOURCE)
+    return [output.with_name(name + suffix) for suffix in (SOURCE, TENSORS)]
 
 
 def check_torch_output(output: Path, *, force: bool, inputs: Iterable[object] = ()) -> None:
@@ -44,11 +44,13 @@ def check_torch_output(output: Path, *, force: bool, inputs: Iterable[object] = 
 
 
 def save_torch(extended: ir.Model, output: Path, *, force: bool = False) -> list[Path]:
-    """Write the torch form, all its files or none; the same model gives the same bytes.
+    """Write a torch form, all its files or none.
+
+    The same model gives the same bytes, but for NAME.pt2, in which torch.export numbers things.
 
     Args:
         extended: the extended model.
-        output: NAME.onnx or NAME.py.
+        output: NAME.py, NAME.onnx for the files beside it, or NAME.pt2.
         force: existing files may be replaced.
 
     Returns:
@@ -56,30 +58,43 @@ def save_torch(extended: ir.Model, output: Path, *, force: bool = False) -> list
 
     Raises:
         InputError: a file exists and ``force`` is not set, or the folder cannot be written.
-        UnsupportedError: something has no form in Python source.
+        UnsupportedError: something has no form in Python source, or torch.export refuses.
     """
-    from safetensors.torch import save_file
-
     from gdu_compile.torch_backend import GraphModule, prepared
-    from gdu_compile.torch_backend.source import tensors_of, to_source
+    from gdu_compile.torch_backend.exported import save_program
 
     check_torch_output(output, force=force)
     facts = Extension.from_metadata(extended.metadata_props)
     model = prepared(extended)
     module = GraphModule(model, set(facts.theta_shapes))
-    text = to_source(model, module, about_of(facts))
-    source = torch_name(output)
-    with model_io.staging(source) as folder:
-        (folder / source.name).write_text(text, encoding="utf-8")
-        tensors = {name: x.contiguous() for name, x in tensors_of(module).items()}
-        save_file(tensors, folder / source.with_suffix(".safetensors").name)
-        shutil.copymode(folder / source.name, folder / source.with_suffix(".safetensors").name)
-        model_io.place(folder, source, force=force)
-    return torch_files(output)
+    files = torch_files(output)
+    with model_io.staging(files[0]) as folder:
+        if output.suffix == PROGRAM:
+            save_program(model, module, folder / output.name)
+        else:
+            write_source(model, module, about_of(facts), folder, files)
+        model_io.place(folder, files[0], force=force)
+    return files
+
+
+def write_source(
+    model: ir.Model, module: object, about: str, folder: Path, files: list[Path]
+) -> None:
+    """NAME.py and NAME.safetensors into a folder."""
+    from safetensors.torch import save_file
+
+    from gdu_compile.torch_backend import GraphModule
+    from gdu_compile.torch_backend.source import tensors_of, to_source
+
+    assert isinstance(module, GraphModule)
+    source, tensors = (folder / file.name for file in files)
+    source.write_text(to_source(model, module, about), encoding="utf-8")
+    save_file({name: x.contiguous() for name, x in tensors_of(module).items()}, tensors)
+    shutil.copymode(source, tensors)  # safetensors keeps its files from other users
 
 
 def about_of(facts: Extension) -> str:
-    """One line: what the file is."""
+    """What the file is, in two lines."""
     what = "the oracle's weights" if facts.memory is None else "weights computed from its data"
     return (f"An extended network: trained by gradient descent, it computes with {what}\n"
             f"(method {facts.method}, digits {facts.code.name}).")  # fmt: skip

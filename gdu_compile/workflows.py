@@ -180,18 +180,20 @@ def to_torch(extended: ModelLike) -> Any:
 
 
 def export_torch(extended: ModelLike, **options: Any) -> list[Path]:
-    """Write the extended model as files that need only torch: NAME.py and NAME.safetensors.
+    """Write the extended model as files that need only torch.
 
     Args:
         extended: an extended ONNX file or model.
-        options: ``output`` (NAME.py, or NAME.onnx for the files beside it) and ``force``.
+        options: ``force``, and ``output``: NAME.py (a module in plain Python, with its tensors in
+            NAME.safetensors), NAME.onnx for those two beside it, or NAME.pt2 (torch.export).
 
     Returns:
         The files that were written.
 
     Raises:
         InputError: no ``output``, or a file exists and ``force`` is not set.
-        UnsupportedError: something in the model has no form in Python source.
+        UnsupportedError: NAME.py: something has no form in Python source.  NAME.pt2: torch.export
+            cannot trace the model, as with the memory of method learn.
 
     Example:
         >>> import gdu_compile, runpy, tempfile

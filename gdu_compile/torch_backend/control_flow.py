@@ -1,6 +1,8 @@
 """If, Loop and Scan: Python runs their subgraphs on concrete values, with ordinary autograd.
 
-Only what is reached runs: one branch of an If, and no body whose loop makes no iteration.
+Only what is reached runs: one branch of an If, and no body whose loop makes no iteration.  Where
+torch.export or torch.compile trace, values are not concrete: an If becomes torch.cond, a Loop
+torch.while_loop, and a short one is unrolled; a Scan always is.
 """
 
 from __future__ import annotations
@@ -8,16 +10,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import count
+from typing import Any
 
 import onnx_ir as ir
 import torch
 from torch import Tensor
+from torch._higher_order_ops import while_loop
 
 from gdu_compile.errors import InputError, UnsupportedError
 from gdu_compile.graph_view import called
-from gdu_compile.torch_backend.numbers import as_tensor, tracing
+from gdu_compile.torch_backend.numbers import Numbers, as_tensor, tracing
 from gdu_compile.torch_backend.ops_elementwise import torch_dtype
 from gdu_compile.torch_backend.program import Call, Environment, Program
+
+MOST_UNROLLED = 64
+"""Iterations of a Loop that are written one after the other where torch traces."""
 
 # a subgraph → how it runs
 Lower = Callable[[ir.Graph], Program]
@@ -91,8 +98,11 @@ def loop_call(node: ir.Node, lower: Lower) -> Call:
     limit, condition, *states = names_of(node.inputs)
     graph = node.attributes["body"].as_graph()
     body, stacks = lower(graph), [Stack(node, value) for value in graph.outputs[1 + len(states) :]]
+    traced = TracedLoop(node, body, stacks)
 
     def call(environment: Environment) -> tuple[Tensor, ...]:
+        if tracing(*(environment[name] for name in (limit, condition, *states) if name)):
+            return traced.run(environment)
         device = device_of(environment, [limit, condition, *states])
         goes_on = environment[condition] if condition else torch.tensor(True, device=device)
         values = [environment[name] for name in states]
@@ -108,6 +118,97 @@ def loop_call(node: ir.Node, lower: Lower) -> Call:
         return (*values, *stacked(rows, stacks, device))
 
     return call
+
+
+class TracedLoop:
+    """A Loop while torch traces: unrolled where it is short, else torch's while_loop.
+
+    Attributes:
+        node: the Loop.
+        body: how its body runs.
+        stacks: its scan outputs.
+        counted: whether nothing but the trip count ends it.
+    """
+
+    def __init__(self, node: ir.Node, body: Program, stacks: Sequence[Stack]) -> None:
+        self.node, self.body, self.stacks = node, body, stacks
+        self.limit, self.condition, *self.states = names_of(node.inputs)
+        graph = node.attributes["body"].as_graph()
+        self.read = names_read([graph])
+        self.counted = holds(node.inputs[1], None) and holds(graph.outputs[0], graph.inputs[1])
+
+    def run(self, environment: Environment) -> tuple[Tensor, ...]:
+        """The Loop's outputs.
+
+        Raises:
+            UnsupportedError: neither of the two ways can be taken.
+        """
+        limit = environment[self.limit] if self.limit else None
+        device = device_of(environment, [self.condition, *self.states])
+        if self.counted and isinstance(limit, Numbers) and int(limit) <= MOST_UNROLLED:
+            return self.unrolled(environment, int(limit), device)
+        if self.stacks:
+            raise self.refused("collects a scan output, which torch.while_loop cannot")
+        values = [environment[name] for name in self.states]
+        read = [environment[name] for name in self.read if name in environment]
+        if any(isinstance(x, Tensor) and x.requires_grad for x in (*values, *read)):
+            raise self.refused("needs a gradient, which torch.while_loop does not have")
+        return self.looped(environment, limit, device)
+
+    def refused(self, why: str) -> UnsupportedError:
+        """The error for a loop that cannot be traced."""
+        return UnsupportedError(
+            f"node {called(self.node)}: a Loop whose number of iterations torch.export or "
+            f"torch.compile cannot know (or above {MOST_UNROLLED}) {why}; run it eagerly, or use "
+            "the form of NAME.py"
+        )
+
+    def unrolled(
+        self, environment: Environment, steps: int, device: torch.device | None
+    ) -> tuple[Tensor, ...]:
+        """One copy of the body after the other."""
+        values, rows = [environment[name] for name in self.states], []
+        goes_on = torch.ones((), dtype=torch.bool, device=device)
+        for i in range(steps):
+            number: Any = Numbers([i], 0)
+            _, *results = self.body.run_inside(environment, (number, goes_on, *values))
+            values, row = results[: len(values)], [as_tensor(x) for x in results[len(values) :]]
+            if row:
+                rows.append(row)
+        return (*values, *stacked(rows, self.stacks, device))
+
+    def looped(
+        self, environment: Environment, limit: Tensor | None, device: torch.device | None
+    ) -> tuple[Tensor, ...]:
+        """torch.while_loop over (the number of the iteration, the condition, the states)."""
+        most = None if limit is None else as_tensor(limit).reshape(())
+        goes_on = (as_tensor(environment[self.condition]).reshape(()) if self.condition
+                   else torch.ones((), dtype=torch.bool, device=device))  # fmt: skip
+
+        def more(number: Tensor, goes_on: Tensor, *states: Tensor) -> Tensor:
+            return goes_on.clone() if most is None else goes_on & (number < most)
+
+        def step(number: Tensor, goes_on: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+            given = (number, goes_on, *states)
+            after, *results = self.body.run_inside(dict(environment), given)
+            return (number + 1, *(as_tensor(x).clone() for x in (after.reshape(()), *results)))
+
+        number = torch.zeros((), dtype=torch.int64, device=device)
+        states = (as_tensor(environment[name]).clone() for name in self.states)
+        given = (number, goes_on.clone(), *states)
+        _, _, *results = while_loop(more, step, given)  # type: ignore[no-untyped-call]
+        return tuple(results)
+
+
+def holds(value: ir.Value | None, given: ir.Value | None) -> bool:
+    """Whether a condition is absent, true, or what was given."""
+    node = None if value is None else value.producer()
+    while node is not None and node.op_type == "Identity":
+        value = node.inputs[0]
+        node = None if value is None else value.producer()
+    if node is not None and node.op_type == "Constant" and "value" in node.attributes:
+        return bool(node.attributes.get_tensor("value").numpy().all())
+    return value is None or value is given
 
 
 def scan_call(node: ir.Node, lower: Lower) -> Call:

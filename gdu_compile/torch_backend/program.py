@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-Environment = dict[str, torch.Tensor]
+# value name → a tensor; while torch traces some are Numbers
+Environment = dict[str, Any]
 Call = Callable[[Environment], tuple[Any, ...]]
 
 
