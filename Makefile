@@ -35,6 +35,7 @@ test-slow: install
 
 bench: install
 	$(BIN)/python -m benchmarks.record
+	$(BIN)/python -m benchmarks.learn
 
 models: install
 	$(BIN)/python models/build.py

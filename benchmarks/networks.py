@@ -81,12 +81,14 @@ class Network:
         ]
         return self.op("BatchNormalization", z, *norm, name=name)
 
-    def save(self, folder: Path, x: list[str | int | None], logits: str) -> Paths:
+    def save(
+        self, folder: Path, x: list[str | int | None], logits: str,
+        dtype: int = onnx.TensorProto.FLOAT,
+    ) -> Paths:  # fmt: skip
         """Write the model and its oracle weights."""
-        shapes: dict[str, list[str | int | None]] = {"x": x, logits: ["N", CLASSES]}
         ends = [
-            onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
-            for name, shape in shapes.items()
+            onnx.helper.make_tensor_value_info("x", dtype, x),
+            onnx.helper.make_tensor_value_info(logits, onnx.TensorProto.FLOAT, ["N", CLASSES]),
         ]
         graph = onnx.helper.make_graph(self.nodes, self.name, ends[:1], ends[1:], self.initial)
         opsets = [onnx.helper.make_opsetid("", model_io.OPSET)]
@@ -94,6 +96,18 @@ class Network:
         onnx.save(onnx.helper.make_model(graph, ir_version=10, opset_imports=opsets), model)
         np.savez(weights, **self.oracle)  # type: ignore[arg-type]
         return model, weights
+
+
+def bytes_linear(folder: Path, samples: int, features: int) -> Paths:
+    """Linear on uint8 [N, features]; returns the model and, instead of weights, random samples."""
+    network = Network("bytes_linear")
+    real = network.op("Cast", "x", name="real", to=onnx.TensorProto.FLOAT)
+    logits = network.linear(real, features, CLASSES, name="logits", layer="fc")
+    model, _ = network.save(folder, ["N", features], logits, onnx.TensorProto.UINT8)
+    data = folder / f"bytes_{samples}x{features}.npz"
+    x = network.rng.integers(0, 256, (samples, features), dtype=np.uint8)
+    np.savez(data, x=x, y=network.rng.integers(0, CLASSES, samples))
+    return model, data
 
 
 def mlp(folder: Path) -> Paths:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from benchmarks import gpu, torch_backend
+from benchmarks import gpu, learn, torch_backend
 from benchmarks.pages import markers, write_tables
 from benchmarks.torch_networks import NETWORKS, export
 
@@ -68,3 +68,37 @@ def test_tables_go_between_their_markers(tmp_path: Path) -> None:
     assert page.read_text() == f"before\n{begin}\n\n| new |\n\n{end}\nafter\n"
     with pytest.raises(ValueError):
         write_tables(page, "benchmarks.x", {"u": []})
+
+
+def test_learn_benchmark_quick() -> None:
+    """One JSON object; the training set reproduced in every call, or it would have failed."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.learn", "call", "batch", "--quick", "--json"],
+        cwd=ROOT, check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    tables = json.loads(done.stdout)["tables"]
+    assert [line["oracle"] for line in tables["call"]] == ["nearest-mean"] * 2
+    times = [line[name] for line in tables["call"] for name in line if name.startswith("call_")]
+    assert len(times) == 6 and min(times) > 0
+    passes = {(line["batch"], line["buckets"]): line["seconds"] for line in tables["batch"]}
+    assert {batch for batch, _ in passes} == {64, 256, 600} and min(passes.values()) > 0
+
+
+def test_the_page_shows_the_tables_of_learn() -> None:
+    """docs/cost.md has what the benchmark writes: every batch and bucket, every oracle."""
+    page = (ROOT / "docs" / "cost.md").read_text(encoding="utf-8")
+    tables = {}
+    for name in learn.TABLES:
+        begin, end = markers("benchmarks.learn", name)
+        block = page.split(begin)[1].split(end)[0]
+        lines = [line for line in block.splitlines() if line.startswith("|")]
+        tables[name] = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    head, _, *rows = tables["batch"]
+    assert [cell.partition(":")[0] for cell in head[1:]] == [
+        learn.size_of(s) for s in learn.BUCKETS
+    ]
+    assert [int(row[0]) for row in rows] == [*learn.BATCHES, learn.FULL[0]]
+    oracles = [row[1] for row in tables["call"][2:]]
+    assert oracles == [*learn.ORACLES, learn.ORACLES[0]]
+    assert [row[0] for row in tables["size"][2:]][-3:] == ["60000", "15000", "15000"]
+    assert "60 000 × 784 bytes" in tables["step"][0]
