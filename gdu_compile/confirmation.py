@@ -20,7 +20,7 @@ from gdu_compile.memory_verification import MemoryVerifier
 from gdu_compile.metadata import Extension
 from gdu_compile.preparation import Prepared, PreparedData
 from gdu_compile.progress import training_progress
-from gdu_compile.report import MemoryCheck, Report
+from gdu_compile.report import Control, MemoryCheck, Report
 from gdu_compile.training_set import with_changes
 from gdu_compile.verification import Verifier, torch_agrees
 
@@ -150,7 +150,10 @@ def changed_data(report: Report, verifier: MemoryVerifier, prepared: Prepared) -
     wrong, mislabelled = verifier.differences(*verifier.read(theta), prepared.order)
     places = np.flatnonzero(mislabelled).tolist(), np.flatnonzero(wrong).tolist()
     report.memory.changed_slots_only = places == ([0], [len(prepared.data) - 1])
-    report.negative_controls.append(verifier.control("one label and one value changed", theta))
+    name, differ = "one label and one value changed", bool(mislabelled.any() or wrong.any())
+    report.negative_controls.append(
+        Control(name, False) if differ else verifier.control(name, theta)
+    )
 
 
 def controls_hold(memory: MemoryCheck | None) -> bool:
