@@ -20,6 +20,7 @@ from gdu_compile.torch_backend import (
     ops_image,
     ops_index,
     ops_linear,
+    ops_loss,
     ops_microsoft,
     ops_microsoft_quant,
     ops_ml,
@@ -37,9 +38,9 @@ from gdu_compile.torch_backend.module import GraphModule, to_array, to_tensor
 
 __all__ = [
     "GraphModule", "lower_to_torch", "ops_attention", "ops_cast", "ops_elementwise", "ops_image",
-    "ops_index", "ops_linear", "ops_microsoft", "ops_microsoft_quant", "ops_ml", "ops_norm",
-    "ops_pool", "ops_quant", "ops_recurrent", "ops_reduce", "ops_sequence", "ops_shape",
-    "ops_signal", "prepared", "to_array", "to_tensor",
+    "ops_index", "ops_linear", "ops_loss", "ops_microsoft", "ops_microsoft_quant", "ops_ml",
+    "ops_norm", "ops_pool", "ops_quant", "ops_recurrent", "ops_reduce", "ops_sequence",
+    "ops_shape", "ops_signal", "prepared", "to_array", "to_tensor",
 ]  # fmt: skip
 
 

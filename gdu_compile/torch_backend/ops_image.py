@@ -181,6 +181,12 @@ def _grid_sample(x: Tensor, grid: Tensor, align: int, mode: str, padding: str) -
     return nnf.grid_sample(x, grid.to(x.dtype), mode, padding, bool(align))
 
 
+@operator("AffineGrid", since=20)
+def affine_grid(theta: Tensor, size: Tensor, *, align_corners: int = 0) -> Tensor:
+    # ONNX's own body for it fails on a batch of one.
+    return nnf.affine_grid(theta, size.tolist(), bool(align_corners))
+
+
 @operator("RoiAlign", since=16)
 def roi_align(
     x: Tensor,
@@ -206,7 +212,8 @@ def roi_align(
         for i, bins in ((1, output_height), (0, output_width)):
             step = extent[i] / bins
             count = sampling_ratio or math.ceil(float(step))
-            places = (torch.arange(bins * count, device=x.device) + 0.5) / max(count, 1)
+            places = torch.arange(bins * count, dtype=x.dtype, device=x.device) + 0.5
+            places = places / max(count, 1)
             taps.append((_neighbours(start[i] + places * step, image.shape[2 - i]), count))
         results.append(_roi(image, *taps[0], *taps[1], mode))
     if not results:
