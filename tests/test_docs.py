@@ -9,6 +9,7 @@ import re
 import runpy
 import shlex
 from pathlib import Path
+from typing import Any
 
 import gdu_compile.passes
 import pytest
@@ -39,12 +40,18 @@ def run_command(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
     return 0
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_commands(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In order, from the root of a checkout; all exit 0."""
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The present folder: what a command finds in a checkout, and room for what it writes."""
     for name in ("models", "docs"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands(page: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In order, from the root of a checkout; all exit 0."""
     for arguments in commands(page):
         assert run_command(arguments, monkeypatch) == 0, arguments
 
@@ -54,6 +61,7 @@ def test_there_are_commands_to_test() -> None:
     assert len(commands(ROOT / "README.md")) == 6
     assert len(commands(ROOT / "docs" / "commands.md")) == 8
     assert len(commands(ROOT / "docs" / "learn.md")) == 11
+    assert len(commands(ROOT / "docs" / "torch.md")) == 3
     assert sum(len(python_blocks(page)) for page in PAGES) >= 2
 
 
@@ -81,10 +89,14 @@ def test_the_demo_table(
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_python_in_the_pages(page: Path) -> None:
-    """The code blocks run."""
+def test_python_in_the_pages(page: Path, here: Path) -> None:
+    """The code blocks run, one after the other."""
+    names: dict[str, Any] = {}
     for code in python_blocks(page):
-        exec(compile(code, page.name, "exec"), {})
+        exec(compile(code, page.name, "exec"), names)
+    if page.name == "torch.md":
+        assert [name for name, _ in names["model"].named_parameters()] == ["gdu_theta_0"]
+        assert "If" not in {node.op_type for node in names["compiled"].extended.graph}
 
 
 def python_blocks(page: Path) -> list[str]:
@@ -114,7 +126,8 @@ def test_docstrings(name: str) -> None:
 
 def test_there_are_examples_to_test() -> None:
     """Every public function that a user calls has one that runs."""
-    names = ["compile", "train", "verify", "apply", "extract", "inspect", "to_torch"]
+    names = ["compile", "train", "verify", "apply", "extract", "export_torch", "inspect",
+             "to_torch"]  # fmt: skip
     assert set(names) < set(gdu_compile.__all__)
     for name in names:
         assert ">>>" in (getattr(gdu_compile, name).__doc__ or ""), name
