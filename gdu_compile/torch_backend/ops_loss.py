@@ -41,9 +41,10 @@ def softmax_cross_entropy_loss(
     *,
     ignore_index: int | None = None,
     reduction: str = "mean",
-) -> tuple[Tensor, Tensor]:
+    num_outputs_: int = 1,
+) -> tuple[Tensor, ...]:
     logarithms = torch.log_softmax(scores, 1)
     loss = negative_log_likelihood_loss(
         logarithms, labels, weights, ignore_index=ignore_index, reduction=reduction
     )
-    return loss, logarithms
+    return (loss, logarithms)[:num_outputs_]
