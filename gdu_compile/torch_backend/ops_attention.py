@@ -54,23 +54,28 @@ def attention(
     )
     if past_key is not None and past_value is not None:
         k, v = torch.cat([past_key, k], 2), torch.cat([past_value, v], 2)
+    keys, values = _repeated(k, q.shape[1]), _repeated(v, q.shape[1])
     window = (left_window_size, right_window_size)
-    offset = nonpad_kv_seqlen.reshape(-1, 1, 1, 1) - q.shape[2] if (
-        nonpad_kv_seqlen is not None and past_key is None) else past  # fmt: skip
+    factor = q.shape[-1] ** -0.5 if scale is None else scale
+    plain = num_outputs_ < 4 and not softcap and softmax_precision is None
+    unmasked = attn_mask is None and nonpad_kv_seqlen is None and window == (-1, -1)
+    if plain and unmasked and is_causal and q.shape[2] == k.shape[2]:
+        y = nnf.scaled_dot_product_attention(q, keys, values, is_causal=True, scale=factor)
+        return (join_heads(y) if flat else y, k, v)[:num_outputs_]
+    offset: Tensor | int = past
+    if nonpad_kv_seqlen is not None and past_key is None:
+        offset = nonpad_kv_seqlen.reshape(-1, 1, 1, 1) - q.shape[2]
     allowed = _allowed(q, k, offset, bool(is_causal), window)
     if nonpad_kv_seqlen is not None:
         inside = torch.arange(k.shape[2], device=k.device) < nonpad_kv_seqlen.reshape(-1, 1, 1, 1)
         allowed = inside if allowed is None else allowed & inside
     bias = _bias(attn_mask, allowed, q, k)
-    keys, values = _repeated(k, q.shape[1]), _repeated(v, q.shape[1])
-    factor = q.shape[-1] ** -0.5 if scale is None else scale
-    if bias is None and num_outputs_ < 4 and not softcap and softmax_precision is None:
-        y, scores = nnf.scaled_dot_product_attention(q, keys, values, scale=factor), q
-    else:
-        precision = None if softmax_precision is None else torch_dtype(softmax_precision)
-        y, scores = attend(q, keys, values, bias, factor, softcap, precision,
-                           qk_matmul_output_mode)  # fmt: skip
-    return (join_heads(y) if flat else y, k, v, scores)[:num_outputs_]
+    if plain:
+        y = attend(q, keys, values, bias, factor)
+        return (join_heads(y) if flat else y, k, v)[:num_outputs_]
+    precision = None if softmax_precision is None else torch_dtype(softmax_precision)
+    y, stages = attend_in_stages(q, keys, values, bias, factor, softcap, precision)
+    return (join_heads(y) if flat else y, k, v, stages[qk_matmul_output_mode])[:num_outputs_]
 
 
 def _repeated(x: Tensor, heads: int) -> Tensor:
@@ -111,34 +116,30 @@ def _bias(mask: Tensor | None, allowed: Tensor | None, q: Tensor, k: Tensor) -> 
     return mask if allowed is None else torch.where(allowed, mask, -torch.inf)
 
 
-def attend(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, softcap: float = 0.0,
-    precision: torch.dtype | None = None, mode: int = 0,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Attention written out: the result, and the scores after as many stages as ``mode`` says.
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    """Attention; a query whose every key is masked with −∞ gives 0."""
+    return nnf.scaled_dot_product_attention(q, k, v, bias, scale=scale)
 
-    A query whose every key is masked with −∞ gives 0.
-    """
+
+def attend_in_stages(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, softcap: float = 0.0,
+    precision: torch.dtype | None = None,
+) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
+    """Attention written out: the result, and the scores: plain, capped, masked, as weights."""
     root = math.sqrt(scale)
     scores = (q * root) @ (k * root).transpose(-1, -2)
-    stages = [scores]
-    if softcap:
-        scores = torch.tanh(scores / softcap) * softcap
-    stages.append(scores)
-    if bias is not None:
-        scores = scores + bias
-    stages.append(scores)
-    if precision is not None:
-        scores = scores.to(precision)
+    capped = torch.tanh(scores / softcap) * softcap if softcap else scores
+    masked = capped if bias is None else capped + bias
+    working = masked if precision is None else masked.to(precision)
     if bias is None:
-        weights = torch.softmax(scores, -1)
+        weights = torch.softmax(working, -1)
     else:
         hidden = (bias == -torch.inf).all(-1, keepdim=True)
         # Not the softmax of −∞ alone: it and its derivative are NaN.
-        weights = torch.softmax(torch.where(hidden, 0, scores), -1)
+        weights = torch.softmax(torch.where(hidden, 0, working), -1)
         weights = torch.where(hidden, 0, weights)
-    stages.append(weights.to(q.dtype))
-    return weights.to(q.dtype) @ v, stages[mode]
+    weights = weights.to(q.dtype)
+    return weights @ v, [scores, capped, masked, weights]
 
 
 # --- rotary embeddings ------------------------------------------------------------

