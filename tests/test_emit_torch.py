@@ -71,6 +71,8 @@ def test_trained_without_gdu_compile(name: str, optimizer: str, folder: Path) ->
     extended, trained = folder / f"{name}.gdu.onnx", folder / f"{name}.{optimizer}.safetensors"
     data = {"data": folder / f"{name}.npz"} if name == LEARN else {}
     assert gdu_compile.verify(extended, trained, **data).reproduced is True
+    if optimizer != "SGD":
+        return  # one control a model is enough
     theta = {key: np.array(array) for key, array in load_file(trained).items()}
     first = theta["gdu_theta_0"]
     # One digit more: twice the calibrator, which is in row 0 (record), in column 0 (learn).

@@ -74,7 +74,12 @@ def check_same(extended: ir.Model, name: str, theta: Theta) -> None:
     assert not any(same(a, b) for a, b in zip(before[0], after[0], strict=True))
 
 
-@pytest.mark.parametrize("name", ALL_MODELS)
+QUICK = ["digits_linear", "digits_cnn", "digits_probs", "iris_binary"]
+MODELS_MARKED = [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow])
+                 for name in ALL_MODELS]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MODELS_MARKED)
 def test_record(name: str) -> None:
     """Both levels of onnxruntime, recording and armed; θ of torch bit for bit."""
     extended = gdu_compile.compile(

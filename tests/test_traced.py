@@ -13,10 +13,13 @@ import pytest
 import torch
 from conftest import ALL_MODELS, MODELS, model_data, parse
 from safetensors.numpy import load_file
+from test_torch_ops import ALL_CASES, as_torch, evaluate, excluded, opset_of, relevant
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import gdu_compile
 from gdu_compile.errors import InputError, UnsupportedError
 from gdu_compile.torch_backend import GraphModule, lower_to_torch
+from gdu_compile.torch_backend.numbers import READ, known
 
 BATCHES = (64, 1, 13)
 
@@ -139,7 +142,7 @@ def test_a_small_network(form: str, tmp_path: Path) -> None:
     else:
         torch._dynamo.reset()
         module = gdu_compile.to_torch(extended)
-        run = torch.compile(module, backend="aot_eager", fullgraph=True, dynamic=True)
+        run = torch.compile(module, backend="eager", fullgraph=True, dynamic=True)
     assert [name for name, _ in module.named_parameters()] == ["gdu_theta_0"]
     (theta,) = module.parameters()
     before = run(torch.ones(4, 3))
@@ -202,20 +205,49 @@ TRACED = {
 }
 
 
-@pytest.mark.parametrize("case", TRACED)
-@pytest.mark.parametrize("n", [1, 3])
-def test_control_flow(case: str, n: int) -> None:
-    """Compiled in one graph, for values that were not the traced ones: the bits of eager."""
-    module = module_of(TRACED[case])
+def traced(module: GraphModule, form: str, *arguments: torch.Tensor) -> Any:
+    """The module, traced with these arguments: nothing is left of Python."""
+    if form == "make_fx":
+        return make_fx(module, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*arguments)
     torch._dynamo.reset()
-    run = torch.compile(module, backend="eager", fullgraph=True)
+    return torch.compile(module, backend="eager", fullgraph=True)
+
+
+@pytest.mark.parametrize("form", ["compile", "make_fx"])
+@pytest.mark.parametrize("case", TRACED)
+def test_control_flow(case: str, form: str) -> None:
+    """In one graph, for values that were not the traced ones: the bits of eager."""
+    module = module_of(TRACED[case])
     x = torch.tensor([1.5, -2.0, 0.25])
-    for number in (n, 4 - n):
-        wanted, found = (f(x, torch.tensor(number)) for f in (module, run))
-        for a, b in zip(
-            *(v if isinstance(v, tuple) else (v,) for v in (wanted, found)), strict=True
-        ):
-            assert torch.equal(a, b)
+    run = traced(module, form, x, torch.tensor(1))
+    for number in (1, 3):
+        results = [f(x + number, torch.tensor(number)) for f in (module, run)]
+        wanted, found = (v if isinstance(v, tuple) else (v,) for v in results)
+        assert all(torch.equal(a, b) for a, b in zip(wanted, found, strict=True))
+
+
+def numbers_cases() -> list[Any]:
+    """For each operator that reads numbers, the conformance cases whose inputs are such."""
+    cases = [case for case in ALL_CASES if relevant(case.model) and not excluded(case.name)]
+    return [case for case in cases if case.model.graph.node[0].op_type in READ]
+
+
+def test_functions_take_numbers() -> None:
+    """What is read with tolist() may be Numbers: the same results as with tensors."""
+    seen = set()
+    for case in numbers_cases():
+        node = case.model.graph.node[0]
+        values = iter(as_torch(value) for value in case.data_sets[0][0])
+        tensors: dict[str, Any] = {name: next(values) for name in node.input if name}
+        wanted = evaluate(node, opset_of(case.model), dict(tensors))
+        for i, name in enumerate(node.input):
+            if name and i in READ[node.op_type] and (numbers := known(tensors[name])) is not None:
+                tensors[name] = numbers
+                seen.add((node.op_type, i))
+        found = evaluate(node, opset_of(case.model), tensors)
+        for a, b in zip(wanted, found, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True, msg=case.name)
+    assert len({op for op, _ in seen}) > 16
 
 
 def module_of(text: str, **weights: np.ndarray) -> GraphModule:

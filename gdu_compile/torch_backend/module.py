@@ -178,12 +178,12 @@ def traceable(node: ir.Node, function: partial[Any]) -> Call:
     """``call_on``, and while torch traces what Python knows goes through as numbers."""
     op_type = "" if node.domain else node.op_type
     inputs = names_of(node.inputs)
-    plain = call_on(function, node.inputs)
 
     def call(environment: Environment) -> tuple[Any, ...]:
-        if not tracing():
-            return plain(environment)
         arguments = [environment[name] if name else None for name in inputs]
+        if not tracing(*arguments):
+            result = function(*arguments)
+            return result if isinstance(result, tuple) else (result,)
         numbers = in_numbers(op_type, function.keywords, arguments)
         if numbers is not None:
             return (numbers,)
@@ -223,7 +223,7 @@ def call_on(function: Callable[..., Any], inputs: Sequence[ir.Value | None]) -> 
 
     def call(environment: Environment) -> tuple[Any, ...]:
         arguments = [None if name is None else environment[name] for name in names]
-        if tracing():
+        if tracing(*arguments):
             arguments = as_arguments("", arguments)
         result = function(*arguments)
         return result if isinstance(result, tuple) else (result,)

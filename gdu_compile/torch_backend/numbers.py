@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 
 MOST = 64
 """Elements of a constant that is known in this way."""
@@ -71,14 +73,13 @@ def known(tensor: Tensor) -> Numbers | None:
     return Numbers(tensor.reshape(-1).tolist(), tensor.ndim)
 
 
-def tracing(*tensors: Any) -> bool:
-    """Whether torch traces, so that no value is concrete."""
-    return torch.compiler.is_compiling() or any(is_fake(x) for x in tensors)
+SYMBOLIC = {FakeTensor, FunctionalTensor, Numbers}
+"""Types without concrete values, or that only exist while torch traces."""
 
 
-def is_fake(x: Any) -> bool:
-    """Whether a tensor has no values."""
-    return isinstance(x, Tensor) and type(x).__name__ in {"FakeTensor", "FunctionalTensor"}
+def tracing(*values: Any) -> bool:
+    """Whether torch traces, so that these values are not concrete."""
+    return torch.compiler.is_compiling() or any(type(x) in SYMBOLIC for x in values)
 
 
 # --- which operators take and give numbers -----------------------------------
