@@ -60,12 +60,15 @@ def make_unique(model: ir.Model) -> int:
 
 
 def identifier(name: str) -> str:
-    """A name of ONNX as one of Python.
+    """A name of ONNX as one of Python, in ASCII.
+
+    Python takes some different letters for the same, and changes names that begin with __.
 
     Example:
-        >>> identifier("fc.weight"), identifier("/layer/0"), identifier("0"), identifier("if")
+        >>> identifier("fc.weight"), identifier("//layer/0"), identifier("0"), identifier("if")
         ('fc_weight', '_layer_0', '_0', 'if_')
     """
-    text = re.sub(r"\W", "_", name)
-    text = text if text and not text[0].isdigit() else f"_{text}"
+    text = re.sub(r"[^0-9A-Za-z_]", "_", name)
+    if text.startswith("__") or not text or text[0].isdigit():
+        text = "_" + text.lstrip("_")
     return f"{text}_" if keyword.iskeyword(text) else text

@@ -161,6 +161,34 @@ def test_the_operators_are_many() -> None:
     assert len(one_of_each_operator()) > 120
 
 
+NAMES = ["a\nraise SystemExit('owned')", 'b"""\nraise SystemExit', "class", "__dunder", "ﬁ", "fi",
+         "²", "number", "torch", "Model", "forward", "self", "relu", "print", "x y"]  # fmt: skip
+
+
+def test_names_of_the_model_are_no_code(tmp_path: Path) -> None:
+    """Whatever values, weights, inputs, outputs and dimensions are called."""
+    model = parse("g (float[N, 2] x) => (float[N, 2] y) { y = Relu(x) }")
+    graph = model.graph
+    last = graph.outputs[0]
+    graph.outputs.clear()
+    for i, name in enumerate(NAMES):
+        tensor = ir.tensor(np.full(99 if i % 2 else 1, i, dtype=np.float32)[:, None], name=name)
+        weight = ir.Value(name=f"{name}w", const_value=tensor, shape=tensor.shape,
+                          type=ir.TensorType(tensor.dtype))  # fmt: skip
+        graph.register_initializer(weight)
+        total = ir.node("ReduceSum", [weight], {"keepdims": 0}, outputs=[ir.val(f"{name}s")])
+        node = ir.node("Add", [last, total.outputs[0]], outputs=[ir.val(name)])
+        graph.extend([total, node])
+        last = node.outputs[0]
+        last.shape = ir.Shape([name, 2])
+    graph.outputs.append(last)
+    graph.inputs[0].name = "import\nraise SystemExit"
+    emitted, module = emitted_from(model, tmp_path)
+    x = torch.ones(3, 2)
+    assert same(emitted(x), module(x))
+    assert float(module(x)[0, 0]) == 1 + sum(i * (99 if i % 2 else 1) for i in range(len(NAMES)))
+
+
 def test_a_missing_operator_is_named_when_it_is_reached(tmp_path: Path) -> None:
     """Such a network records, as everywhere."""
     model = parse(

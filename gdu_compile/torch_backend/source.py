@@ -31,7 +31,8 @@ from gdu_compile.version import __version__
 WIDTH = 100
 SMALL = 8
 """Elements of a constant that is written as numbers."""
-RESERVED = {"Model", "Path", "count", "load_file", "self", "tensors", "torch", "weights"}
+RESERVED = {"Model", "Path", "count", "load_file", "number", "self", "tensors", "torch", "weights"}
+QUOTES = {'"', "\\"}
 UNSIGNED = {ir.DataType.UINT16, ir.DataType.UINT32, ir.DataType.UINT64}
 
 SIGNS: dict[Any, str] = {
@@ -49,17 +50,18 @@ the .safetensors file of the same name beside it.
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 """
 '''
-CLASS = '''class Model(torch.nn.Module):
+CLASS = '''def number(model, name, value, dtype):
+    """A small constant."""
+    model.register_buffer(name, torch.tensor(value, dtype=dtype), persistent=False)
+
+
+class Model(torch.nn.Module):
     """{about}"""
 
     def __init__(self, weights=Path(__file__).with_suffix(".safetensors")):
         super().__init__()
         tensors = load_file(weights)
 {tensors}
-
-    def number(self, name, value, dtype):
-        """A small constant."""
-        self.register_buffer(name, torch.tensor(value, dtype=dtype), persistent=False)
 
     def forward(self, {inputs}):
         """Returns {outputs}.
@@ -129,7 +131,8 @@ class Writer:
         names = [self.locals[str(value.name)] for value in inputs]
         notes = [f"            {name}: {self.note(value)}."
                  for value, name in zip(inputs, names, strict=True)]  # fmt: skip
-        outputs = ", ".join(f"{value.name}: {self.note(value)}" for value in graph.outputs)
+        outputs = ", ".join(f"{harmless(str(value.name))}: {self.note(value)}"
+                            for value in graph.outputs)  # fmt: skip
         parts = [
             f"{HEADER.format(about=about, version=__version__)}\n"
             + self.excerpt.import_lines(),
@@ -149,11 +152,11 @@ class Writer:
             if isinstance(x, torch.nn.Parameter):
                 text = f'self.{name} = torch.nn.Parameter(tensors["{name}"])'
             elif is_literal(x):
-                text, shape = f'self.number("{name}", {literal(x.tolist())}, {x.dtype})', ""
+                text, shape = f'number(self, "{name}", {literal(x.tolist())}, {x.dtype})', ""
             else:
                 text = f'self.register_buffer("{name}", tensors["{name}"])'
-            called_ = "" if onnx_names[name] == name else f"  # {onnx_names[name]}"
-            lines.append(f"        {text}{shape or called_}{called_ if shape else ''}")
+            called_ = "" if onnx_names[name] == name else f"  # {harmless(onnx_names[name])}"
+            lines.append(f"        {text}{shape}{called_}")
         return lines
 
     # --- lines and names -----------------------------------------------------------
@@ -168,12 +171,13 @@ class Writer:
 
     def note(self, value: ir.Value) -> str:
         """Shape and dtype of a value, and what ONNX calls it where Python cannot."""
-        sizes = [str(size) if isinstance(size, int) else str(size.value or "?")
+        sizes = [str(size) if isinstance(size, int) else harmless(str(size.value or "?"))
                  for size in value.shape or ()]  # fmt: skip
         shape = "?" if value.shape is None else f"[{', '.join(sizes)}]"
         dtype = "" if value.dtype is None else f" {str(value.dtype).lower()}"
         name = str(value.name)
-        return f"{shape}{dtype}{'' if self.locals.get(name, name) == name else '  # ' + name}"
+        other = "" if self.locals.get(name, name) == name else f"  # {harmless(name)}"
+        return f"{shape}{dtype}{other}"
 
     def add(self, depth: int, text: str, comment: str = "") -> None:
         """One line; a call that is too long is broken after its parenthesis."""
@@ -366,6 +370,16 @@ def plain(function: Callable[..., Any], inputs: Sequence[ir.Value | None]) -> Ca
     inner: Callable[..., Any] = function.__wrapped__  # type: ignore[attr-defined]
     # A function of the table is copied with its decorator.
     return function if hasattr(inner, "__code__") else inner
+
+
+def harmless(text: str) -> str:
+    """A name of the model in a comment or docstring, which it must not be able to end.
+
+    Example:
+        >>> harmless("fc.weight"), harmless("a\\nb")
+        ('fc.weight', 'a?b')
+    """
+    return "".join(c if c.isprintable() and c not in QUOTES else "?" for c in text)
 
 
 def made_by(function: Callable[..., Any], factory: Callable[..., Any]) -> bool:
