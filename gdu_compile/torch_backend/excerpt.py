@@ -26,7 +26,7 @@ import torch
 from gdu_compile.errors import UnsupportedError
 
 PACKAGE = __name__.partition(".")[0]
-TORCH_MODULES = {"torch": torch, "nnf": torch.nn.functional}
+TORCH_MODULES = {"import torch": "torch", "import torch.nn.functional as nnf": "nnf"}
 DROPPED_DECORATORS = {"operator"}  # registering has no meaning outside the package
 # Written in another way, so that a file needs neither this package's errors nor numpy.
 INSTEAD = {
@@ -53,7 +53,8 @@ class Excerpt:
 
     def __init__(self, taken: set[str]) -> None:
         self.imports: set[str] = {"from __future__ import annotations", "import torch"}
-        self.taken = {*taken, *TORCH_MODULES, *dir(builtins)}
+        self.taken = {*taken, *TORCH_MODULES.values(), *dir(builtins)}
+        self._imported = dict(TORCH_MODULES)  # import line, as it is in our module → name here
         self._called: dict[Place, str] = {}  # what stands in the file → its name there
         self._texts: dict[Place, str] = {}  # in an order in which they can be executed
 
@@ -66,16 +67,13 @@ class Excerpt:
         if isinstance(value, partial):
             arguments = [self.expression(each) for each in (value.func, *value.args)]
             arguments += [f"{name}={self.expression(v)}" for name, v in value.keywords.items()]
-            self.add_import("from functools import partial", "partial")
-            return f"partial({', '.join(arguments)})"
+            return f"{self.add_import('from functools import partial')}({', '.join(arguments)})"
         if not callable(value):
             return repr(value)
-        for module, home in TORCH_MODULES.items():
-            name = getattr(value, "__name__", "")
+        name = getattr(value, "__name__", "")
+        for line, home in zip(TORCH_MODULES, (torch, torch.nn.functional), strict=True):
             if getattr(home, name, None) is value:
-                if module == "nnf":
-                    self.add_import("import torch.nn.functional as nnf", "nnf")
-                return f"{module}.{name}"
+                return f"{self.add_import(line)}.{name}"
         return self.function(value)
 
     def function(self, function: Callable[..., Any]) -> str:
@@ -86,12 +84,16 @@ class Excerpt:
         code = getattr(function, "__code__", None)
         factory, _, inner = (code.co_qualname if code else "").partition(".<locals>.")
         home = getattr(function, "__globals__", {}).get("__name__", "")
-        if not inner or not is_ours(home):
-            raise UnsupportedError(f"{function!r} cannot be written as Python source")
-        maker = getattr(importlib.import_module(home), factory)
+        if not is_ours(home):
+            raise UnsupportedError(f"{function!r} has no source that can be copied")
+        if (found := entry_of(function, home)) is not None:
+            return f"{self.define(Place(home, found[0]))}{found[1]}"
+        maker = getattr(importlib.import_module(home), factory, None)
         captured = inspect.getclosurevars(function).nonlocals
-        given = [self.expression(captured[name]) for name in inspect.signature(maker).parameters
-                 if name in captured]  # fmt: skip
+        names = [] if maker is None else list(inspect.signature(maker).parameters)
+        if not inner or not names or not set(names) <= set(captured):
+            raise UnsupportedError(f"{function!r} has no source that can be copied")
+        given = [self.expression(captured[name]) for name in names]
         return f"{self.define(Place(home, factory))}({', '.join(given)})"
 
     def define(self, place: Place) -> str:
@@ -122,15 +124,18 @@ class Excerpt:
         if isinstance(node, ast.ImportFrom) and is_ours(node.module or ""):
             name = self._called[place] = self.define(Place(str(node.module), alias.name))
             return name
-        text = ast.unparse(type(node)(**{**vars(node), "names": [alias]}))
-        self._called[place] = place.name
-        self.add_import(text, place.name)
-        return place.name
+        line = ast.unparse(type(node)(**{**vars(node), "names": [alias]}))
+        return self.add_import(line, place.name)
 
-    def add_import(self, text: str, name: str) -> None:
-        """One import line; the name is taken from then on."""
-        self.imports.add(text)
-        self.taken.add(name)
+    def add_import(self, line: str, wanted: str | None = None) -> str:
+        """An import; the name that it has in the file."""
+        if line not in self._imported:
+            wanted = wanted or line.split()[-1]
+            name = self._imported[line] = fresh(wanted, self.taken)
+            self.imports.add(line if name == wanted else f"{line.partition(' as ')[0]} as {name}")
+        elif line in TORCH_MODULES:
+            self.imports.add(line)
+        return self._imported[line]
 
     def text(self) -> str:
         """All definitions, each after what it needs."""
@@ -156,6 +161,19 @@ def group_of(module: str) -> int:
     """Where an import stands: 0 the future, 1 the standard library, 2 others."""
     root = module.partition(".")[0]
     return 0 if root == "__future__" else 1 if root in sys.stdlib_module_names else 2
+
+
+def entry_of(function: Callable[..., Any], module: str) -> tuple[str, str] | None:
+    """A table at the top of a module that holds a lambda: its name, and how to get at it."""
+    for name in bindings(module) if function.__name__ == "<lambda>" else ():
+        table = getattr(importlib.import_module(module), name, None)
+        for key, entry in table.items() if isinstance(table, dict) else ():
+            for i, part in enumerate(entry if isinstance(entry, tuple) else ()):
+                if part is function:
+                    return name, f"[{key!r}][{i}]"
+            if entry is function:
+                return name, f"[{key!r}]"
+    return None
 
 
 def is_ours(module: str) -> bool:

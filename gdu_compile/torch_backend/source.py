@@ -289,7 +289,7 @@ class Writer:
         index = fresh("i", self.taken)
         steps = "count()" if limit is None else f"range(int({self.ref(limit)}))"
         if limit is None:
-            self.excerpt.add_import("from itertools import count", "count")
+            self.excerpt.imports.add("from itertools import count")
         self.add(depth, f"for {index} in {steps}:")
         self.add(depth + 1, f"if not {self.ref(goes_on)}:")
         self.add(depth + 2, "break")
