@@ -19,7 +19,7 @@ from torch._higher_order_ops import while_loop
 
 from gdu_compile.errors import InputError, UnsupportedError
 from gdu_compile.graph_view import called
-from gdu_compile.torch_backend.numbers import Numbers, as_tensor, tracing
+from gdu_compile.torch_backend.numbers import TRACED, Numbers, as_tensor
 from gdu_compile.torch_backend.ops_elementwise import torch_dtype
 from gdu_compile.torch_backend.program import Call, Environment, Program
 
@@ -38,7 +38,7 @@ def if_call(node: ir.Node, lower: Lower) -> Call:
     read = names_read(graphs)
 
     def call(environment: Environment) -> tuple[Tensor, ...]:
-        if tracing(environment[condition]):
+        if TRACED in environment:
             return traced_if(environment, condition, then, otherwise, read)
         program = then if bool(environment[condition]) else otherwise
         return program.run_inside(environment)
@@ -71,7 +71,7 @@ def traced_if(
     def branch(program: Program) -> Callable[..., tuple[Tensor, ...]]:
         def run(flag: Tensor, *operands: Tensor) -> tuple[Tensor, ...]:
             copies = [fresh_copy(x, flag) if x.requires_grad else x for x in operands]
-            inner = {condition: flag, **numbers, **dict(zip(names, copies, strict=True))}
+            inner = {TRACED: True, condition: flag, **numbers, **dict(zip(names, copies, strict=True))}
             return tuple(fresh_copy(as_tensor(x), flag) for x in program.run_inside(inner))
 
         return run
@@ -101,7 +101,7 @@ def loop_call(node: ir.Node, lower: Lower) -> Call:
     traced = TracedLoop(node, body, stacks)
 
     def call(environment: Environment) -> tuple[Tensor, ...]:
-        if tracing(*(environment[name] for name in (limit, condition, *states) if name)):
+        if TRACED in environment:
             return traced.run(environment)
         device = device_of(environment, [limit, condition, *states])
         goes_on = environment[condition] if condition else torch.tensor(True, device=device)

@@ -26,6 +26,7 @@ from gdu_compile.names import identifier
 from gdu_compile.torch_backend import blocks, control_flow, fusion, registry
 from gdu_compile.torch_backend.control_flow import names_of
 from gdu_compile.torch_backend.numbers import (
+    TRACED,
     Numbers,
     as_arguments,
     as_tensor,
@@ -89,6 +90,7 @@ class GraphModule(torch.nn.Module):
         environment.update(inputs)
         traced = tracing(*inputs.values())
         if traced:
+            environment[TRACED] = True
             for name, numbers in self._numbers.items():
                 environment[name] = numbers.of(environment[name])
         results = self._program.run(environment)
@@ -181,13 +183,12 @@ def traceable(node: ir.Node, function: partial[Any]) -> Call:
 
     def call(environment: Environment) -> tuple[Any, ...]:
         arguments = [environment[name] if name else None for name in inputs]
-        if not tracing(*arguments):
-            result = function(*arguments)
-            return result if isinstance(result, tuple) else (result,)
-        numbers = in_numbers(op_type, function.keywords, arguments)
-        if numbers is not None:
-            return (numbers,)
-        result = function(*as_arguments(op_type, arguments))
+        if TRACED in environment:
+            numbers = in_numbers(op_type, function.keywords, arguments)
+            if numbers is not None:
+                return (numbers,)
+            arguments = as_arguments(op_type, arguments)
+        result = function(*arguments)
         return result if isinstance(result, tuple) else (result,)
 
     return call
@@ -223,7 +224,7 @@ def call_on(function: Callable[..., Any], inputs: Sequence[ir.Value | None]) -> 
 
     def call(environment: Environment) -> tuple[Any, ...]:
         arguments = [None if name is None else environment[name] for name in names]
-        if tracing(*arguments):
+        if TRACED in environment:
             arguments = as_arguments("", arguments)
         result = function(*arguments)
         return result if isinstance(result, tuple) else (result,)

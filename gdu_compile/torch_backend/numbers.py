@@ -17,6 +17,8 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 
 MOST = 64
 """Elements of a constant that is known in this way."""
+TRACED = ""
+"""A key of an environment that is only there while torch traces; no value has this name."""
 
 
 class Numbers:
