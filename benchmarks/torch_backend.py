@@ -3,7 +3,7 @@
 ``python -m benchmarks.torch_backend [NETWORK …] [--threads N] [--json]``: forward, and forward with
 backward, weights as parameters; onnxruntime's forward beside it; the time and the memory that an
 import takes, also by onnx2torch where that is installed and can convert the file at all.
-``--write`` puts the table into docs/cost.md.
+``--write`` puts the table into docs/torch.md.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ BATCHES = {"digits_cnn": 64, "resnet50": 8, "bert_base": 4}
 REPEATS = 7
 LARGEST_DIFFERENCE = 1e-5
 """Of the outputs; two orders of summation in float32."""
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "cost.md"
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "torch.md"
 
 
 def imported(path: Path) -> GraphModule:
@@ -174,7 +174,7 @@ def main() -> None:
     parser.add_argument("networks", nargs="*", metavar="NETWORK", help=", ".join(NETWORKS))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--write", action="store_true", help="put the table into docs/cost.md")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/torch.md")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     rows: list[Row] = []

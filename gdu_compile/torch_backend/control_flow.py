@@ -71,7 +71,8 @@ def traced_if(
     def branch(program: Program) -> Callable[..., tuple[Tensor, ...]]:
         def run(flag: Tensor, *operands: Tensor) -> tuple[Tensor, ...]:
             copies = [fresh_copy(x, flag) if x.requires_grad else x for x in operands]
-            inner = {TRACED: True, condition: flag, **numbers, **dict(zip(names, copies, strict=True))}
+            outer = dict(zip(names, copies, strict=True))
+            inner = {TRACED: True, condition: flag, **numbers, **outer}
             return tuple(fresh_copy(as_tensor(x), flag) for x in program.run_inside(inner))
 
         return run
