@@ -197,6 +197,11 @@ TRACED = {
         z = Constant <value_float = 0.0> ()
         y, s = Scan <num_scan_inputs = 1, body = b (float a, float r) => (float e, float f) {
             e = Add(a, r)  f = Mul(e, e) }> (z, x) }""",
+    "Scan over sizes and a constant": """g (float[3] x, int64 n) => (int64 y, int64[2] s) {
+        k = Constant <value = int64[2] {5, 7}> ()  z = Constant <value = int64 {1}> ()
+        one = Constant <value = int64[1] {1}> ()  d = Shape(x)
+        y, s = Scan <num_scan_inputs = 1, body = b (int64 a, int64 r) => (int64 e, int64 f) {
+            e = Add(a, r)  f = Squeeze(d) }> (z, k) }""",
     "sizes": """g (float[3] x, int64 n) => (float[6] y) {
         s = Shape(x)  two = Constant <value = int64[1] {2}> ()  d = Mul(s, two)
         one = Constant <value = int64[1] {1}> ()  h = Concat <axis = 0> (one, s)

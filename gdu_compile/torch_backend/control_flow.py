@@ -228,7 +228,7 @@ def scan_call(node: ir.Node, lower: Lower) -> Call:
 
     def call(environment: Environment) -> tuple[Tensor, ...]:
         slices = [
-            environment[name].unbind(axis)[:: -1 if back else 1]
+            as_tensor(environment[name]).unbind(axis)[:: -1 if back else 1]
             for name, axis, back in zip(scanned, axes, backwards, strict=True)
         ]
         if len(lengths := {len(parts) for parts in slices}) > 1:
@@ -242,7 +242,7 @@ def scan_call(node: ir.Node, lower: Lower) -> Call:
             results = list(body.run_inside(environment, (*values, *parts)))
             values, row = results[: len(states)], results[len(states) :]
             if row:
-                rows.append(row)
+                rows.append([as_tensor(x) for x in row])
         return (*values, *stacked(rows, stacks, device_of(environment, names)))
 
     return call
