@@ -161,6 +161,18 @@ def test_the_operators_are_many() -> None:
     assert len(one_of_each_operator()) > 120
 
 
+def test_small_constants_keep_their_bits(tmp_path: Path) -> None:
+    """−0, ∞, NaN with a sign and a payload, subnormals."""
+    words = np.array([0x80000000, 0x7F800000, 0xFFC12345, 1, 0x7F7FFFFF], dtype=np.uint32)
+    model = parse("g () => (float[5] y) { y = Identity(c) }", {"c": words.view(np.float32)})
+    emitted, _ = emitted_from(model, tmp_path)
+    assert emitted().numpy().view(np.uint32).tolist() == words.tolist()
+    ordinary = parse("g () => (float[2] y) { y = Identity(c) }",
+                     {"c": np.array([-0.0, 1e-45], dtype=np.float32)})  # fmt: skip
+    emitted, _ = emitted_from(ordinary, tmp_path)
+    assert emitted().numpy().view(np.uint32).tolist() == [0x80000000, 1]
+
+
 NAMES = ["a\nraise SystemExit('owned')", 'b"""\nraise SystemExit', "class", "__dunder", "ﬁ", "fi",
          "²", "number", "torch", "Model", "forward", "self", "relu", "print", "x y"]  # fmt: skip
 

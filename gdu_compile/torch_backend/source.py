@@ -398,8 +398,8 @@ def returns_tuple(function: Callable[..., Any], outputs: int) -> bool:
 
 
 def is_literal(x: Tensor) -> bool:
-    """Whether a buffer is written as numbers."""
-    return 0 < x.numel() <= SMALL and x.dtype in LITERAL_DTYPES
+    """Whether a buffer is written as numbers; NaN has bits that Python's does not show."""
+    return 0 < x.numel() <= SMALL and x.dtype in LITERAL_DTYPES and not bool(x.isnan().any())
 
 
 LITERAL_DTYPES = {torch.float32, torch.float64, torch.bool, torch.uint8, torch.int8, torch.int16,
