@@ -29,6 +29,7 @@ WHOLE = {
     TensorProto.INT2: ml_dtypes.int2,
     TensorProto.UINT2: ml_dtypes.uint2,
 }
+pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered in cast")
 HALVES = np.arange(2**16, dtype=np.uint16).view(np.float16)  # every one of them
 
 

@@ -410,11 +410,22 @@ HALF_PIXELS = ["half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric"
 @pytest.mark.parametrize("sizes", [(5, 6), (10, 12), (7, 9), (3, 4), (1, 1), (2, 11)], ids=str)
 @pytest.mark.parametrize("mode", ["linear", "cubic", "nearest"])
 def test_resize(mode: str, how: str, sizes: tuple[int, int]) -> None:
-    if how == "half_pixel_symmetric" and mode == "nearest":
-        how = "half_pixel"  # places half way between two pixels, which float32 does not hit
     check("Resize", PHOTO, None, None, ints(1, 2, *sizes), mode=mode, version=19,
           coordinate_transformation_mode=how, nearest_mode="floor" if how == "asymmetric"
           else "round_prefer_floor")  # fmt: skip
+
+
+@pytest.mark.parametrize("factor", [1.7, 0.7, 1.1, 2.3, 0.31])
+@pytest.mark.parametrize(
+    "how, nearest",
+    [("asymmetric", "floor"), ("half_pixel", "round_prefer_ceil"), ("half_pixel", "ceil"),
+     ("half_pixel", "round_prefer_floor")],
+    # align_corners by a factor: onnxruntime takes the whole new size, ONNX's suite the fraction.
+)  # fmt: skip
+def test_resize_to_the_nearest_of_float32(factor: float, how: str, nearest: str) -> None:
+    factors = np.array([1, 1, factor, factor], np.float32)
+    check("Resize", floats(1, 1, 20, 30), None, factors, mode="nearest", nearest_mode=nearest,
+          coordinate_transformation_mode=how)  # fmt: skip
 
 
 @pytest.mark.parametrize("mode", ["linear", "cubic"])

@@ -56,7 +56,10 @@ def resize(
         size = x.shape[dim]
         if factor == 1 and length == size and region == (0.0, 1.0):
             continue
-        places = _places(size, length, factor, region, coordinate_transformation_mode)
+        # onnxruntime and torch find the nearest one in float32, where 17 / 1.7 is 10.
+        dtype = torch.float32 if mode == "nearest" else torch.float64
+        new = torch.arange(length, dtype=dtype)
+        places = _places(new, size, length, factor, region, coordinate_transformation_mode)
         if mode == "nearest":
             index = _nearest(places, nearest_mode).clamp(0, size - 1)
             result = result.index_select(dim, index.to(x.device, torch.int64))
@@ -82,6 +85,8 @@ def _name_in_torch(
         return ""
     if factors[:2] != [1, 1] or lengths[:2] != list(x.shape[:2]):
         return ""
+    if any(int(f * size) != n for f, size, n in zip(factors, x.shape, lengths, strict=True)):
+        return ""  # torch would come to another size
     if mode == "nearest":
         same = how == "asymmetric" and nearest == "floor"
         same = same or (how in ("half_pixel", "pytorch_half_pixel") and "round" in nearest)
@@ -101,8 +106,9 @@ def _target(
     """Of each axis its factor and its new size."""
     if sizes is None or not sizes.numel():
         assert scales is not None
-        factors = [float(scale) for scale in scales.tolist()]
-        return factors, [int(x.shape[d] * f) for d, f in zip(dims, factors, strict=True)]
+        # In float32, as onnx.shape_inference has it: 20 · 0.7 is 14.
+        products = torch.tensor([x.shape[d] for d in dims], dtype=torch.float32) * scales.cpu()
+        return [float(scale) for scale in scales.tolist()], [int(n) for n in products.tolist()]
     lengths = [int(size) for size in sizes.tolist()]
     factors = [length / x.shape[d] for d, length in zip(dims, lengths, strict=True)]
     if policy == "stretch":
@@ -112,20 +118,21 @@ def _target(
 
 
 def _places(
-    size: int, length: int, factor: float, region: tuple[float, float], mode: str
+    new: Tensor, size: int, length: int, factor: float, region: tuple[float, float], mode: str
 ) -> Tensor:
-    """Where on the old axis each place of the new one lies, as float64 on the CPU."""
-    new, exact = torch.arange(length, dtype=torch.float64), factor * size
+    """Where on the old axis each place of the new one lies; on the CPU."""
+    exact = factor * size
+    scale = torch.full_like(new, factor)  # by a plain number torch does not divide exactly
     if mode == "align_corners":
         return new * 0 if exact == 1 else new * (size - 1) / (exact - 1)
     if mode == "asymmetric":
-        return new / factor
+        return new / scale
     if mode == "tf_crop_and_resize":
         start, end = region
         if exact == 1:
             return new * 0 + (start + end) / 2 * (size - 1)
         return new * (end - start) * (size - 1) / (exact - 1) + start * (size - 1)
-    half = (new + 0.5) / factor - 0.5
+    half = (new + 0.5) / scale - 0.5
     if mode == "pytorch_half_pixel":
         return new * 0 if length == 1 else half
     if mode == "half_pixel_symmetric":
@@ -137,6 +144,7 @@ def _places(
 
 def _nearest(places: Tensor, mode: str) -> Tensor:
     """The one neighbour of each place."""
+    places = places.to(torch.float64)  # in which half a pixel more is exact
     if mode == "floor":
         return places.floor()
     if mode == "ceil":
