@@ -19,6 +19,7 @@ from gdu_compile.errors import InputError
 from gdu_compile.graph_view import branches
 from gdu_compile.names import Names
 from gdu_compile.oracles import Problem
+from gdu_compile.shapes import fits
 
 AlgorithmLike = str | PathLike[str] | ir.Model
 DEFAULT_MAX_ITERATIONS = 1_000_000
@@ -149,14 +150,7 @@ def input_problems(value: ir.Value, field: Field, samples: int) -> list[str]:
     if value.type is not None and not isinstance(value.type, ir.TensorType):
         return [f"its input {value.name!r} is no tensor ({value.type})"]
     dtype = None if value.dtype is None else str(value.dtype.numpy())
-    shape = None if value.shape is None else [
-        dim if isinstance(dim, int) else None for dim in value.shape
-    ]  # fmt: skip
-    fits = shape is None or (
-        len(shape) == len(wanted)
-        and all(dim in (None, size) for dim, size in zip(shape, wanted, strict=True))
-    )
-    if dtype == field.dtype and fits:
+    if dtype == field.dtype and (value.shape is None or fits(value.shape, wanted)):
         return []
     return [f"its input {value.name!r} is {dtype} {value.shape}, but the training set has "
             f"{field.dtype} {wanted}"]  # fmt: skip

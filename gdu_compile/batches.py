@@ -12,21 +12,21 @@ Indices = npt.NDArray[np.int64]
 
 
 def permutations(samples: int, seed: int) -> Iterator[Indices]:
-    """Endless seeded permutations, one an epoch."""
+    """Endless seeded permutations of 0 … samples − 1, int64 [samples], one an epoch."""
     rng = np.random.default_rng(seed)
     while True:
         yield rng.permutation(samples)
 
 
 def whole_batches(samples: int, size: int, seed: int) -> Iterator[Indices]:
-    """Endless batches of ``size``; what is left of an epoch is dropped."""
+    """Endless batches, int64 [size]; what is left of an epoch is dropped."""
     for order in permutations(samples, seed):
         for start in range(0, samples - size + 1, size):
             yield order[start : start + size]
 
 
 def every_sample(samples: int, size: int, seed: int, *, fixed: bool) -> Iterator[Indices]:
-    """Endless batches that leave no sample of an epoch out, as the memory of learn needs it.
+    """Endless batches, int64 [size or fewer], that leave no sample of an epoch out: for learn.
 
     Args:
         samples: their number.
@@ -50,7 +50,7 @@ def every_sample(samples: int, size: int, seed: int, *, fixed: bool) -> Iterator
 
 
 def first_pass(samples: int, seed: int) -> Indices:
-    """The order in which ``every_sample`` presents each sample for the first time."""
+    """The order in which ``every_sample`` presents the samples for the first time: int64 [n]."""
     return next(permutations(samples, seed))
 
 

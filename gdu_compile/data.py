@@ -14,8 +14,8 @@ from gdu_compile.arrays import ArrayHeader, Headers, read_arrays
 from gdu_compile.contracts import DimSource, LogitsSite
 from gdu_compile.digits import Array
 from gdu_compile.errors import InputError, UnsupportedError
-from gdu_compile.logits import list_shape
 from gdu_compile.losses import DEFAULT_LOSS, IN_0_1, SIGNS, LossSpec, column_kind
+from gdu_compile.shapes import fits, list_shape
 
 SYNTHETIC_SAMPLES = 256
 # A dynamic dimension other than the batch gets this size in synthetic data.
@@ -130,6 +130,23 @@ def load_data(
     """
     check_inputs(inputs)
     headers = read_arrays(path)
+    chosen, problems = arrays_for(inputs, headers)
+    loss = loss or fitting_loss(site, headers.get("y"))
+    problems += label_problems(headers, chosen, site, loss)
+    if problems:
+        raise InputError(f"cannot use the data {path}", problems)
+    labels = targets_of(headers["y"].load(), site, loss)
+    arrays = {name: cast(header, value_named(inputs, name)) for name, header in chosen.items()}
+    unused = set(headers) - {"y"} - {header.name for header in chosen.values()}
+    notes = (f"arrays of {path} that are not used: {', '.join(sorted(unused))}",) if unused else ()
+    return Dataset("file", str(path), arrays, labels, notes, positions_of(labels, site, loss),
+                   loss.ignore_index)  # fmt: skip
+
+
+def arrays_for(
+    inputs: Sequence[ir.Value], headers: Headers
+) -> tuple[dict[str, ArrayHeader], list[str]]:
+    """The array of each model input (``x`` when there is only one), and what is wrong with them."""
     problems: list[str] = []
     chosen: dict[str, ArrayHeader] = {}
     for value in inputs:
@@ -144,16 +161,7 @@ def load_data(
             continue
         chosen[name] = headers[key]
         problems += input_problems(value, headers[key])
-    loss = loss or fitting_loss(site, headers.get("y"))
-    problems += label_problems(headers, chosen, site, loss)
-    if problems:
-        raise InputError(f"cannot use the data {path}", problems)
-    labels = targets_of(headers["y"].load(), site, loss)
-    arrays = {name: cast(header, value_named(inputs, name)) for name, header in chosen.items()}
-    unused = set(headers) - {"y"} - {header.name for header in chosen.values()}
-    notes = (f"arrays of {path} that are not used: {', '.join(sorted(unused))}",) if unused else ()
-    return Dataset("file", str(path), arrays, labels, notes, positions_of(labels, site, loss),
-                   loss.ignore_index)  # fmt: skip
+    return chosen, problems
 
 
 def fitting_loss(site: LogitsSite, y: ArrayHeader | None) -> LossSpec:
@@ -241,13 +249,10 @@ def input_problems(value: ir.Value, header: ArrayHeader) -> list[str]:
         problems.append(f"{header.name!r} is {header.dtype}, but input {value.name!r} takes "
                         f"{numpy_dtype(value)}")  # fmt: skip
     if value.shape is None:
-        return problems
+        scalar = f"{header.name!r} is a single number, and has no axis of samples"
+        return problems if header.shape else [*problems, scalar]
     dims = list(value.shape)
-    fits = len(dims) == len(header.shape) and all(
-        not isinstance(dim, int) or dim == size
-        for dim, size in list(zip(dims, header.shape, strict=False))[1:]
-    )
-    if not fits:
+    if not fits([None, *dims[1:]], header.shape):
         problems.append(f"{header.name!r} has shape {list(header.shape)}, but input "
                         f"{value.name!r} takes {list_shape(value.shape)}")  # fmt: skip
     elif isinstance(dims[0], int) and header.shape[0] < dims[0]:

@@ -86,15 +86,8 @@ class DigitCode(ABC):
         return self
 
     def ratio(self, theta: Array, gain: float) -> Float32:
-        """r = (θ/γ)/(c/γ), float32, without the calibrator row; θ is [rows + 1, digits].
-
-        An unarmed column (c = 0) is divided by 1, as in the graph.
-        """
-        with np.errstate(all="ignore"):
-            scaled = theta.astype(np.float32) * np.float32(1.0 / gain)
-            calibrator = scaled[:1]  # 1 x digits
-            safe = np.where(calibrator == 0, np.float32(1), calibrator)
-            return np.asarray(scaled[1:] / safe, dtype=np.float32)
+        """r of θ [rows + 1, digits], float32, without the calibrator row (``ratio_of``)."""
+        return ratio_of(theta[1:], theta[:1], gain)
 
     def digit_error(self, ratio: Float32, digits: Integers) -> float:
         """The largest of ``errors``; digits come back right while it is below 1."""
@@ -322,6 +315,21 @@ class PowerOfTwoCode(DigitCode):
             quotient = ratio.astype(np.float64) / self.signal(digits)
             error = 2 * np.abs(np.log2(np.where(quotient > 0, quotient, 0)))
         return np.asarray(np.nan_to_num(error, nan=math.inf, posinf=math.inf))
+
+
+def ratio_of(theta: Array, calibrator: Array, gain: float) -> Float32:
+    """r = (θ/γ)/(c/γ), float32; where c is 0 (not armed) it is divided by 1, as in the graph.
+
+    Args:
+        theta: [rows, columns].
+        calibrator: c of each column, [1, columns], or of each row, [rows, 1].
+        gain: γ.
+    """
+    with np.errstate(all="ignore"):
+        inverse = np.float32(1.0 / gain)
+        c = calibrator.astype(np.float32) * inverse
+        safe = np.where(c == 0, np.float32(1), c)
+        return np.asarray(theta.astype(np.float32) * inverse / safe, dtype=np.float32)
 
 
 def distance(ratio: Float32, signal: Float32) -> Float64:

@@ -14,8 +14,9 @@ import onnx_ir as ir
 from gdu_compile import model_io, specialize
 from gdu_compile.errors import UnsupportedError
 from gdu_compile.graph_view import constant_switches
-from gdu_compile.logits import list_shape, locate_logits
+from gdu_compile.logits import locate_logits
 from gdu_compile.metadata import PREFIX, Extension
+from gdu_compile.shapes import list_shape
 
 SCHEMA = 1
 

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from gdu_compile.contracts import DimSource, LogitsSite
 from gdu_compile.errors import InputError, UnsupportedError
 from gdu_compile.losses import COLUMN_LOSSES, VALUE_LOSSES, LossSpec
+from gdu_compile.shapes import list_shape
 
 ENDINGS = {"Softmax": "probabilities", "LogSoftmax": "log_probabilities", "Sigmoid": "sigmoid"}
 """Operators that may end the graph: the recorder goes in front of them."""
@@ -191,12 +192,6 @@ def plain_kind(classes: int, loss: LossSpec | None, integers: bool | None) -> st
 def value_at(graph: ir.Graph, name: str) -> ir.Value:
     """The value of this name that a node of the main graph computes."""
     return next(value for node in graph for value in node.outputs if value.name == name)
-
-
-def list_shape(shape: ir.Shape) -> str:
-    """A shape as people write it: [N, 10]."""
-    dims = [dim if isinstance(dim, int) else (dim.value or "?") for dim in shape]
-    return f"[{', '.join(map(str, dims))}]"
 
 
 def reason_for(

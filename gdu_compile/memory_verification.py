@@ -24,7 +24,7 @@ from gdu_compile.batches import Indices
 from gdu_compile.bits import raw, same_bits
 from gdu_compile.contracts import Field, Memory, MemoryBucket
 from gdu_compile.data import Dataset
-from gdu_compile.digits import Array, Float32, headroom_bits
+from gdu_compile.digits import Array, headroom_bits, ratio_of
 from gdu_compile.encoding import encoding_of
 from gdu_compile.number_formats import ulp_distance
 from gdu_compile.report import WRONG_SLOTS, AlgorithmCheck, MemoryCheck, weight_row
@@ -132,16 +132,13 @@ class MemoryVerifier(Comparison):
         return found[:-1], found[-1].astype(np.int64)
 
     def differences(
-        self, samples: list[Array], labels: Array, order: Indices, data: Dataset | None = None,
-        classes: Classes | None = None,
-    ) -> tuple[Flags, Flags]:  # fmt: skip
+        self, samples: list[Array], labels: Array, order: Indices
+    ) -> tuple[Flags, Flags]:
         """Which slots hold another sample, and which another label, than the data in this order."""
-        inputs = (data or self.data).inputs
-        known = self.classes if classes is None else classes
         wrong = np.zeros(len(order), dtype=bool)
         for array, field in zip(samples, self.memory.fields, strict=True):
-            wrong |= differs(array, inputs[field.name], order)
-        return wrong, labels != known[order]
+            wrong |= differs(array, self.data.inputs[field.name], order)
+        return wrong, labels != self.classes[order]
 
     def memory_check(
         self, theta: Mapping[str, Array], samples: list[Array], labels: Array, order: Indices
@@ -175,9 +172,8 @@ class MemoryVerifier(Comparison):
         self, theta: Array, bucket: MemoryBucket, number: int, field: Field, order: Indices
     ) -> tuple[float, list[int] | None]:
         """``digit_error`` of one input in one bucket."""
-        encoding, widths = encoding_of(self.facts.code, field.stored), self.memory.widths(
-            self.facts.code
-        )  # fmt: skip
+        encoding = encoding_of(self.facts.code, field.stored)
+        widths = self.memory.widths(self.facts.code)
         first, width = sum(widths[: 2 + number]), widths[2 + number]
         step = max(ELEMENTS // width, 1)
         largest, worst = 0.0, None
@@ -187,7 +183,7 @@ class MemoryVerifier(Comparison):
             array = self.data.inputs[field.name][slots]
             array = array.view(np.uint8) if field.dtype == "bool" else array
             digits = encoding.cut(encoding.units(array)).reshape(len(rows), width)
-            ratio = ratios(rows[:, first : first + width], rows[:, :1], self.facts.gain)
+            ratio = ratio_of(rows[:, first : first + width], rows[:, :1], self.facts.gain)
             errors = encoding.code.errors(ratio, digits)
             if (error := float(errors.max(initial=0.0))) > largest:
                 row, column = divmod(int(errors.argmax()), width)
@@ -224,15 +220,6 @@ def differs(array: Array, data: Array, order: Indices) -> Flags:
         size = len(order[rows])
         wrong[rows] = (got != wanted).reshape(size, -1).any(axis=1)
     return wrong
-
-
-def ratios(m: Array, c: Array, gain: float) -> Float32:
-    """r = (M/γ)/(c/γ), float32 [slots, digits]; an empty slot is divided by 1, as in the graph."""
-    with np.errstate(all="ignore"):
-        scale = np.float32(1.0 / gain)
-        scaled = c.astype(np.float32) * scale
-        safe = np.where(scaled == 0, np.float32(1), scaled)
-        return np.asarray(m.astype(np.float32) * scale / safe, dtype=np.float32)
 
 
 def fingerprint(arrays: list[Array], label: np.int64) -> bytes:

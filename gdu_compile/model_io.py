@@ -17,6 +17,7 @@ from gdu_compile import streaming
 from gdu_compile.errors import InputError, UnsupportedError
 from gdu_compile.files import check_input
 from gdu_compile.graph_view import called
+from gdu_compile.shapes import fits
 
 OPSET = 18
 """Our nodes are written for this opset and newer ones."""
@@ -89,12 +90,7 @@ def check_declared(model: ir.Model, path: Path) -> None:
             if tensor is None or declared is None:
                 continue
             sizes = list(tensor.shape.numpy())
-            same_shape = len(declared) == len(sizes) and all(
-                dim == size
-                for dim, size in zip(declared, sizes, strict=True)
-                if isinstance(dim, int)
-            )
-            if value.dtype != tensor.dtype or not same_shape:
+            if value.dtype != tensor.dtype or not fits(declared, sizes):
                 problems.append(f"{name!r} is declared {value.dtype} {declared}, but holds "
                                 f"{tensor.dtype} {sizes}")  # fmt: skip
     if problems:

@@ -136,8 +136,7 @@ def train(
     """
     begin = time.perf_counter()
     facts = Extension.from_metadata(extended.metadata_props)
-    run = Run(lower_to_torch(extended).to(device), facts, data, loss, device)
-    run.batch_size = batch_size
+    run = Run(lower_to_torch(extended).to(device), facts, data, loss, device, batch_size)
     chosen = optimizer.build(run.module.parameters(), lr)
     order = batches(extended, data, batch_size, seed)
     armed_at = 0 if run.armed() else None
@@ -182,8 +181,9 @@ class Run:
     """One training run: the module, its θ, and what was measured on the way."""
 
     def __init__(
-        self, module: GraphModule, facts: Extension, data: Dataset, loss: LossSpec, device: str
-    ) -> None:
+        self, module: GraphModule, facts: Extension, data: Dataset, loss: LossSpec, device: str,
+        batch_size: int,
+    ) -> None:  # fmt: skip
         self.module = module
         self.facts = facts
         self.data = data
@@ -192,7 +192,7 @@ class Run:
         self.losses: list[float] = []
         self.gradient: float | None = None
         self.first_gradient: float | None = None
-        self.batch_size = len(data)
+        self.batch_size = batch_size
 
     def armed(self) -> bool:
         """All calibrators ≠ 0."""

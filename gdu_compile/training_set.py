@@ -14,9 +14,9 @@ from gdu_compile.arrays import read_arrays
 from gdu_compile.contracts import Field, LogitsSite
 from gdu_compile.data import (
     Dataset,
+    arrays_for,
     check_inputs,
     held_out,
-    input_problems,
     numpy_dtype,
     synthetic_inputs,
 )
@@ -46,19 +46,10 @@ def form_of(
         arrays = synthetic_inputs(inputs, np.random.default_rng(0))
         shapes = {name: array.shape for name, array in arrays.items()}
     else:
-        headers = read_arrays(path)
-        shapes, problems = {}, []
-        for value in inputs:
-            name = str(value.name)
-            key = name if name in headers or len(inputs) > 1 else "x"
-            if key not in headers:
-                held = ", ".join(headers) or "nothing"
-                problems.append(f"no array {key!r} for the model's input {name!r}; it holds {held}")
-                continue
-            problems += input_problems(value, headers[key])
-            shapes[name] = headers[key].shape
+        chosen, problems = arrays_for(inputs, read_arrays(path))
         if problems:
             raise InputError(f"cannot use the data {path}", problems)
+        shapes = {name: header.shape for name, header in chosen.items()}
     fields = tuple(
         Field(str(value.name), tuple(shapes[str(value.name)][1:]), str(numpy_dtype(value)))
         for value in inputs

@@ -63,7 +63,6 @@ class Verdict:
             and (self.forward is None or self.forward.bit_equal)
             and self.forward_unoptimized.bit_equal
             and (self.memory is None or (self.memory.bit_equal and self.memory.labels_equal))
-            and (self.algorithm is None or self.algorithm.bit_equal_to_oracle_run)
         )
 
 

@@ -30,9 +30,9 @@ from gdu_compile.algorithm import (
 from gdu_compile.contracts import Algorithm, Field, LogitsSite, Memory, Skipped, State, Weight
 from gdu_compile.digits import DEFAULT_CODE, DigitCode
 from gdu_compile.errors import InputError, UnsupportedError
-from gdu_compile.logits import list_shape
 from gdu_compile.number_formats import FORMATS
 from gdu_compile.oracles import Problem
+from gdu_compile.shapes import fits, list_shape
 from gdu_compile.weights import dtype_name, is_usual_weight, no_weight
 
 
@@ -161,12 +161,7 @@ def output_problems(output: ir.Value, value: ir.Value) -> list[str]:
         return [f"its output {name!r} is no tensor ({output.type})"]
     if output.dtype is not None and dtype_name(output) != weight.dtype:
         return [f"its output {name!r} is {dtype_name(output)}, but {weight.dtype} in the model"]
-    if output.shape is None:
-        return []
-    sizes = [dim if isinstance(dim, int) else None for dim in output.shape]
-    if len(sizes) == len(weight.shape) and all(
-        size in (None, known) for size, known in zip(sizes, weight.shape, strict=True)
-    ):
+    if output.shape is None or fits(output.shape, weight.shape):
         return []
     return [f"its output {name!r} has shape {list_shape(output.shape)}, but "
             f"{list(weight.shape)} in the model"]  # fmt: skip

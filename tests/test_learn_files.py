@@ -20,10 +20,11 @@ from torch.optim import SGD
 import gdu_compile
 from gdu_compile import passes, runtime, specialize
 from gdu_compile.cli import run
-from gdu_compile.contracts import PASS_KEY
+from gdu_compile.contracts import PASS_KEY, Field
 from gdu_compile.errors import InputError
 from gdu_compile.metadata import PREFIX
 from gdu_compile.report import Report
+from gdu_compile.training_set import form_of
 
 COMPILE = "m.onnx --oracle a.onnx --data d.npz"
 STAGES = [kind.__name__ for kind in passes.LEARN_PASSES]
@@ -320,3 +321,14 @@ def test_a_loop_that_does_not_end_on_other_data(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         gdu_compile.train(compiled.extended, data=many)
     assert "does not end within 50 iterations" in caught.value.problems[0]
+
+
+def test_a_single_number_is_no_data(tmp_path: Path) -> None:
+    """Where the model does not declare a shape, it was an internal error."""
+    x = ir.val("x", ir.DataType.FLOAT)
+    one = save_npz(tmp_path / "one.npz", {"x": np.float32(1), "y": np.array([0])})
+    with pytest.raises(InputError) as caught:
+        form_of([x], one)
+    assert caught.value.problems == ("'x' is a single number, and has no axis of samples",)
+    some = save_npz(tmp_path / "some.npz", {"x": np.ones((5, 2), np.float32)})
+    assert form_of([x], some) == (5, (Field("x", (2,), "float32"),))

@@ -11,8 +11,8 @@ from gdu_compile import model_io, runtime
 from gdu_compile.contracts import Field, state_of
 from gdu_compile.digits import Array
 from gdu_compile.errors import UnsupportedError
-from gdu_compile.logits import list_shape
 from gdu_compile.oracles.problem import Problem
+from gdu_compile.shapes import list_shape
 
 
 def problem_of(model: ir.Model | Path | str, samples: int) -> Problem:
