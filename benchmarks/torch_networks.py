@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from models import build
 
 OPSET = 20
 """Gelu is an operator from here on."""
+OLD_OPSET = 14
+"""The first at which the exporter before knows attention."""
 STAGES = ((64, 3), (128, 4), (256, 6), (512, 3))  # ResNet-50: width, blocks
 VOCABULARY, WIDTH, LAYERS, HEADS, TOKENS = 30522, 768, 12, 12, 128  # BERT-base
 
@@ -115,3 +118,14 @@ def export(network: nn.Module, batch: Tensor, path: Path) -> None:
     assert program is not None
     program.model = build.tidy(program.model)
     program.save(path)
+
+
+def export_by_torchscript(network: nn.Module, batch: Tensor, path: Path) -> None:
+    """The same by the exporter before, at an old opset: what older converters can read."""
+    network.eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is deprecated
+        torch.onnx.export(
+            network, (batch,), str(path), dynamo=False, opset_version=OLD_OPSET,
+            input_names=["x"], output_names=["z"], dynamic_axes={"x": {0: "N"}},
+        )  # fmt: skip

@@ -42,8 +42,11 @@ def batch_normalization(
     momentum: float = 0.8999999761581421,
     training_mode: int = 0,
 ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
-    # Written out: nnf.batch_norm has no derivative by mean and variance.
     mean, var = input_mean, input_var
+    alike = all(each.dtype == x.dtype for each in (scale, b, mean, var))
+    if alike and not (training_mode or mean.requires_grad or var.requires_grad):
+        return nnf.batch_norm(x, mean, var, scale, b, training=False, eps=epsilon)
+    # Written out: nnf.batch_norm has no derivative by mean and variance.
     if training_mode:
         dims = (0, *range(2, x.ndim))
         mean, var = x.mean(dims), x.var(dims, correction=0)
