@@ -18,7 +18,7 @@ from gdu_compile.digits import Array
 from gdu_compile.errors import InputError
 from gdu_compile.graph_view import branches
 from gdu_compile.names import Names
-from gdu_compile.oracles import Problem
+from gdu_compile.oracles import Original, Problem
 from gdu_compile.shapes import fits
 
 AlgorithmLike = str | PathLike[str] | ir.Model
@@ -48,6 +48,7 @@ def load(oracle: AlgorithmLike, problem: Problem) -> ir.Model:
     """
     if isinstance(oracle, ir.Model):
         model = oracle.clone()
+        model.meta.update(oracle.meta)  # clone leaves it out
     elif is_file_name(oracle):
         model = model_io.load(oracle)
     else:
@@ -67,12 +68,14 @@ class AlgorithmGraph:
         model: inputs X (one per field) and Y; outputs: the weights.
         inputs: names of its inputs: one per field, in their order, and the labels.
         unfinished: outputs that are true when a Loop was stopped by its bound: name → bound.
+        original: what it was made from, where that is known; compared before it is run.
     """
 
     name: str
     model: ir.Model
     inputs: tuple[str, ...]
     unfinished: Mapping[str, int] = field(default_factory=dict)
+    original: Original | None = None
 
     def run(
         self, samples: Sequence[Array], labels: Array, weights: Sequence[Weight]
@@ -85,8 +88,11 @@ class AlgorithmGraph:
             weights: what it must return.
 
         Raises:
-            InputError: it fails, does not end, or returns NaN, another shape or another dtype.
+            InputError: it fails, does not end, returns NaN, another shape or another dtype, or
+                is not what it was made from.
         """
+        if self.original is not None:
+            self.original.check(samples, labels)
         inputs = dict(zip(self.inputs, [*samples, labels], strict=True))
         with runtime.on_disk(self.model) as path:
             found = runtime.run(path, inputs, level="none", batch=len(labels),

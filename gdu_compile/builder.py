@@ -15,7 +15,7 @@ FLOAT, INT32 = ir.DataType.FLOAT, ir.DataType.INT32
 INT64, BOOL = ir.DataType.INT64, ir.DataType.BOOL
 INT16, UINT16 = ir.DataType.INT16, ir.DataType.UINT16
 Dims = Iterable[int | ir.SymbolicDim | str | None]
-Attribute = int | float | list[int] | ir.Graph | ir.TensorProtocol
+Attribute = int | float | str | list[int] | ir.Graph | ir.TensorProtocol
 
 
 class Builder:

@@ -110,6 +110,7 @@ def confirm(
     if not all(np.isfinite(array).all() for array in theta.values()):
         report.warnings.append("θ holds NaN or infinity: training has diverged")
     compare_with_torch(report, verifier, verdict.outputs)
+    compare_with_original(report, verifier)
     report.reproduced = (
         verdict.reproduced
         and report.gradient_after_arming in (None, 0.0)
@@ -171,8 +172,36 @@ def compare_with_torch(report: Report, verifier: AnyVerifier, outputs: Mapping[s
     except UnsupportedError as error:
         report.warnings.append(f"not compared with torch: {error.message}")
         return
+    if not report.torch.agrees and isinstance(verifier, MemoryVerifier) and verifier.iterates:
+        report.torch = dataclasses.replace(
+            torch_agrees(
+                specialize.without_extension(verifier.trained, verifier.oracle), logits,
+                verifier.data, outputs[logits], device, verifier.chunk,
+            ),
+            own_run_diff=report.torch.max_relative_diff,
+        )  # fmt: skip
     if not report.torch.agrees:
         report.warnings.append(
             f"torch's logits differ from onnxruntime's by {report.torch.max_relative_diff:.1e} "
             f"of the largest (tolerance {report.torch.tolerance:.0e})"
         )
+
+
+def compare_with_original(report: Report, verifier: AnyVerifier) -> None:
+    """Run an algorithm written in PyTorch there too; to differ in the end is a warning: each of
+    its steps was compared already."""
+    if not isinstance(verifier, MemoryVerifier):
+        return
+    report.original = found = verifier.against_original()
+    if found is None:
+        return
+    if not found.agrees:
+        report.warnings.append(
+            f"after {found.steps} steps PyTorch's own weights differ from the network's by "
+            f"{found.max_relative_diff:.1e} (tolerance {found.tolerance:.1e})"
+        )
+    if found.accuracy is not None and report.accuracy is not None:
+        own = report.accuracy["oracle"]
+        if found.accuracy != own:
+            report.warnings.append(f"PyTorch's own run of the algorithm has accuracy "
+                                   f"{found.accuracy:.2%}, the network's {own:.2%}")  # fmt: skip

@@ -27,7 +27,13 @@ from gdu_compile.data import Dataset
 from gdu_compile.digits import Array, headroom_bits, ratio_of
 from gdu_compile.encoding import encoding_of
 from gdu_compile.number_formats import ulp_distance
-from gdu_compile.report import WRONG_SLOTS, AlgorithmCheck, MemoryCheck, weight_row
+from gdu_compile.report import (
+    WRONG_SLOTS,
+    AlgorithmCheck,
+    MemoryCheck,
+    OriginalCheck,
+    weight_row,
+)
 from gdu_compile.training_set import Classes
 from gdu_compile.verification import Comparison, Outputs, Verdict
 
@@ -78,6 +84,11 @@ class MemoryVerifier(Comparison):
         self.run_alone(np.arange(len(data)) if order is None else order)
 
     @property
+    def iterates(self) -> bool:
+        """Whether the algorithm has a loop, in which rounding errors can grow."""
+        return any(node.op_type in ("Loop", "Scan") for node in self.alone.model.graph.all_nodes())
+
+    @property
     def oracle(self) -> dict[str, Array]:
         """The weights that the algorithm gave when it was last run alone."""
         assert self._last is not None
@@ -93,6 +104,18 @@ class MemoryVerifier(Comparison):
             self._last = order.tobytes(), weights, outputs
             self.known["oracle"] = outputs["none"][self.facts.logits.output]
         return self._last[1], self._last[2]
+
+    def against_original(self) -> OriginalCheck | None:
+        """The weights last computed, against the algorithm in PyTorch; None where it is not known,
+        as for a file."""
+        if self.alone.original is None or self._last is None:
+            return None
+        order = np.frombuffer(self._last[0], dtype=np.int64)
+        samples = [self.data.inputs[field.name][order] for field in self.memory.fields]
+        found, weights = self.alone.original.compare(samples, self.classes[order], self.oracle)
+        if self.data.kind == "file":
+            found.accuracy = self.accuracy_of(weights)
+        return found
 
     def check(self, theta: Mapping[str, Array]) -> Verdict:
         """Measure one trained θ."""

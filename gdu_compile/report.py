@@ -90,12 +90,45 @@ class AlgorithmCheck:
 
 
 @dataclass
+class OriginalCheck:
+    """An algorithm written in PyTorch: the network's own computation against PyTorch's.
+
+    Attributes:
+        agrees: after all steps every weight that is not vague is within its tolerance.
+        steps: how many the algorithm takes.
+        step_difference: the largest difference of one exported step, of the change it makes.
+        max_relative_diff: of the weight that is nearest to its tolerance, after all steps.
+        tolerance: of that weight, measured: what rounding errors alone do to PyTorch's own run.
+        vague: weights on which they do so much that nothing can be compared: over a tenth.
+        accuracy: share of right answers of the base with PyTorch's weights, on the data on which
+            the other accuracies are measured; None where there is none.
+    """
+
+    agrees: bool
+    steps: int
+    step_difference: float
+    max_relative_diff: float
+    tolerance: float
+    vague: list[str]
+    accuracy: float | None = None
+
+
+@dataclass
 class TorchCheck:
-    """Logits of the trained extension in torch against onnxruntime."""
+    """Logits of the trained extension in torch against onnxruntime.
+
+    Attributes:
+        agrees: within the tolerance.
+        max_relative_diff: of the largest logit.
+        tolerance: for it.
+        own_run_diff: where an algorithm's rounding errors grow: with the weights that torch
+            computes itself; the others are then with the weights that onnxruntime computed.
+    """
 
     agrees: bool
     max_relative_diff: float
     tolerance: float
+    own_run_diff: float | None = None
 
 
 @dataclass
@@ -149,6 +182,7 @@ class Report:
     negative_controls: list[Control] = field(default_factory=list)
     memory: MemoryCheck | None = None
     algorithm: AlgorithmCheck | None = None
+    original: OriginalCheck | None = None
     accuracy: dict[str, Any] | None = None
     steer: None = None
     skipped: list[dict[str, str]] = field(default_factory=list)

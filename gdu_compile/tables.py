@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gdu_compile.report import WRONG_SLOTS, ForwardCheck, MemoryCheck, Report
+from gdu_compile.report import WRONG_SLOTS, ForwardCheck, MemoryCheck, OriginalCheck, Report
 
 
 def console() -> Console:
@@ -85,9 +85,12 @@ def checks_table(report: Report) -> Table:
                           f"max |difference| {number(check.max_abs_diff)}, "
                           f"{check.samples} samples")  # fmt: skip
     if report.torch is not None:
+        own = report.torch.own_run_diff
         table.add_row("torch agrees with onnxruntime", yes(report.torch.agrees),
                       f"relative {number(report.torch.max_relative_diff)}, "
-                      f"tolerance {number(report.torch.tolerance)}")  # fmt: skip
+                      f"tolerance {number(report.torch.tolerance)}"
+                      + ("" if own is None else ", at onnxruntime's weights; at those that torch "
+                         f"computes {number(own)}"))  # fmt: skip
     if report.steps is not None:
         table.add_row("armed", yes(report.armed_at_step is not None), armed_at(report))
         gradient = report.gradient_after_arming
@@ -100,12 +103,25 @@ def checks_table(report: Report) -> Table:
     if report.algorithm is not None:
         table.add_row("weights are the algorithm's", yes(report.algorithm.bit_equal_to_oracle_run),
                       escape(report.algorithm.name))  # fmt: skip
+    if report.original is not None:
+        original_rows(table, report.original)
     if report.accuracy is not None:
         facts = report.accuracy
         shares = ", ".join(f"{who} {facts[who]:.2%}" for who in ("base", "oracle", "trained"))
         what = f"{facts['samples']} held-out samples" if facts["held_out"] else "the data"
         table.add_row(f"accuracy on {what}", "", shares)
     return table
+
+
+def original_rows(table: Table, original: OriginalCheck) -> None:
+    """The algorithm in PyTorch."""
+    table.add_row("a step is PyTorch's", yes(True),
+                  f"relative {number(original.step_difference)} of its change")  # fmt: skip
+    vague = f"; not comparable: {', '.join(original.vague)}" if original.vague else ""
+    share = "" if original.accuracy is None else f"; PyTorch's accuracy {original.accuracy:.2%}"
+    table.add_row(f"PyTorch agrees after {original.steps} steps", yes(original.agrees),
+                  f"relative {number(original.max_relative_diff)}, measured tolerance "
+                  f"{number(original.tolerance)}{escape(vague)}{share}")  # fmt: skip
 
 
 def armed_at(report: Report) -> str:

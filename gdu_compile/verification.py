@@ -157,6 +157,13 @@ class Comparison:
         """Whether a θ reproduces."""
         return self.check(theta).reproduced
 
+    def accuracy_of(self, weights: Mapping[str, Array]) -> float | None:
+        """Share of right answers of the base with these weights."""
+        data, name = self.data if self.test is None else self.test, self.facts.logits.output
+        with self.base.holding(weights) as path:
+            output = self.run_on(path, data, [name], self.levels[0])[name]
+        return share_right(output, data, self.facts.logits)
+
     def accuracy(
         self, oracle: Mapping[str, Array], outputs: Mapping[str, Array]
     ) -> dict[str, Any] | None:
@@ -281,10 +288,10 @@ def worst_index(errors: Float64, shape: tuple[int, ...]) -> list[int] | None:
 def torch_agrees(
     trained: ir.Model, logits: str, data: Dataset, expected: Array, device: str, chunk: int
 ) -> TorchCheck:
-    """Run the trained extension in torch and compare its output with onnxruntime's.
+    """Run a model in torch and compare its output with onnxruntime's.
 
     Args:
-        trained: the extended model with trained θ.
+        trained: the extended model with trained θ, or the base.
         logits: the name of its output.
         data: inputs for both.
         expected: onnxruntime's output.
@@ -295,7 +302,7 @@ def torch_agrees(
 
     from gdu_compile.torch_backend import lower_to_torch, to_tensor
 
-    module = lower_to_torch(trained).to(device)
+    module = lower_to_torch(trained, ()).to(device)
     step = fixed_batch(trained.graph.inputs) or chunk
     parts = []
     with torch.no_grad():

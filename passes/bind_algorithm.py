@@ -31,7 +31,7 @@ from gdu_compile.contracts import Algorithm, Field, LogitsSite, Memory, Skipped,
 from gdu_compile.digits import DEFAULT_CODE, DigitCode
 from gdu_compile.errors import InputError, UnsupportedError
 from gdu_compile.number_formats import FORMATS
-from gdu_compile.oracles import Problem
+from gdu_compile.oracles import ORIGINAL, Problem
 from gdu_compile.shapes import fits, list_shape
 from gdu_compile.weights import dtype_name, is_usual_weight, no_weight
 
@@ -90,7 +90,7 @@ class BindAlgorithmPass(GduPass):
         common.RemoveUnusedNodesPass()(algorithm)
         alone = algorithm.clone()
         flags = flag_loops(alone)
-        state.alone = AlgorithmGraph(name, alone, inputs, flags)
+        state.alone = AlgorithmGraph(name, alone, inputs, flags, algorithm.meta.get(ORIGINAL))
         raised = raise_to(algorithm, model_io.opset_of(model), name)
         state.oracle_graph = AlgorithmGraph(name, raised, inputs)
         classes = state.logits.classes

@@ -103,7 +103,8 @@ def test_torch_is_not_imported() -> None:
         from gdu_compile import oracles
         problem = oracles.problem_of("models/three_node.onnx", 14)
         for name in [each.name for each in oracles.describe()]:
-            oracles.build(name, problem)
+            if name not in ("sgd", "adam"):  # written in PyTorch: imported when they are built
+                oracles.build(name, problem)
         sys.exit("torch" in sys.modules)"""
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
@@ -897,7 +898,7 @@ def test_included_names_win(plugin: Path, caplog: pytest.LogCaptureFixture) -> N
 
 def test_entry_points_are_listed_and_not_loaded(plugin: Path) -> None:
     lines = [(each.name, each.line) for each in oracles.describe()]
-    assert [name for name, _ in lines[:4]] == list(oracles.ORACLES)
+    assert [name for name, _ in lines[: len(oracles.ORACLES)]] == list(oracles.ORACLES)
     assert ("mine", "registered by theirs (plugin_of_a_test:mine)") in lines
     hidden = (
         "registered by theirs (plugin_of_a_test:breaks), not used: an included one has this name"

@@ -2,11 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import onnx_ir as ir
 
 from gdu_compile.contracts import Field, LogitsSite
+from gdu_compile.digits import Array
+from gdu_compile.report import OriginalCheck
+
+ORIGINAL = "gdu.original"
+"""Where a model made from PyTorch keeps its Original, in ``meta``."""
+
+
+class Original(Protocol):
+    """The algorithm in PyTorch from which a graph was made."""
+
+    def check(self, samples: Sequence[Array], labels: Array) -> Any:
+        """Compare the first steps on the training set.
+
+        Raises:
+            InputError: the graph does not compute what PyTorch computes.
+        """
+        ...
+
+    def compare(
+        self, samples: Sequence[Array], labels: Array, weights: Mapping[str, Array]
+    ) -> tuple[OriginalCheck, dict[str, Array]]:
+        """Run all of it in PyTorch, and compare its weights; returns them too."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from gdu_compile.oracles.nearest_mean import nearest_mean
 from gdu_compile.oracles.perceptron import perceptron
 from gdu_compile.oracles.problem import Problem
 from gdu_compile.oracles.ridge import ridge
+from gdu_compile.oracles.traced import adam, build_own, is_class_name, sgd
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,8 @@ ORACLES: dict[str, Builder] = {
     "ridge": ridge,
     "perceptron": perceptron,
     "exhaustive": exhaustive,
+    "sgd": sgd,
+    "adam": adam,
 }
 """The included ones: name → function of a Problem and keyword arguments."""
 
@@ -59,7 +62,8 @@ def build(text: str, problem: Problem) -> ir.Model:
     """The algorithm that a text names.
 
     Args:
-        text: ``name`` or ``name(argument=literal, …)``.
+        text: ``name`` or ``name(argument=literal, …)``; ``package.module:Class`` for a name is an
+            algorithm of one's own, written in PyTorch.
         problem: what it is built for.
 
     Raises:
@@ -75,6 +79,8 @@ def build(text: str, problem: Problem) -> ir.Model:
         >>> [value.name for value in model.graph.outputs]
         ['fc.weight', 'fc.bias']
     """
+    if is_class_name(text):
+        return build_own(text, problem, check_arguments)
     name, arguments = parse_call(text, "--oracle", "ridge(penalty=0.1)", dashes=True)
     if name in ORACLES:
         for entry in registered().get(name, []):
@@ -110,8 +116,8 @@ def entry_of(name: str) -> EntryPoint:
         known = sorted({*ORACLES, *found})
         raise InputError(f"no oracle is called {name!r} (--oracle)", [
             f"oracles: {', '.join(known)}",
-            "an algorithm of your own is given as a file, or registered by an entry point of the "
-            f"group {ENTRY_POINTS}",
+            "an algorithm of your own is given as a file, as package.module:Class, or registered "
+            f"by an entry point of the group {ENTRY_POINTS}",
         ])  # fmt: skip
     first, *others = found[name]
     if others:
