@@ -32,7 +32,7 @@ class Averaged:
         weights = {name: state[name] for name in self.base.weights}
         gradients = torch.func.grad(self.base.loss)(weights, X, Y)
         after = {name: weight - self.lr * gradients[name] for name, weight in weights.items()}
-        for name, weight in weights.items():
+        for name in weights:
             average = state[f"average of {name}"]
             after[f"average of {name}"] = average + (after[name] - average) / (i + 2)
         return after

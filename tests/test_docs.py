@@ -17,6 +17,7 @@ from conftest import ROOT
 
 import gdu_compile
 import gdu_compile.oracles
+import gdu_compile.oracles.traced
 import gdu_compile.torch_backend
 from gdu_compile.cli import run
 
@@ -104,7 +105,10 @@ def python_blocks(page: Path) -> list[str]:
     return re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
 
 
-PACKAGES = (gdu_compile, gdu_compile.oracles, gdu_compile.passes, gdu_compile.torch_backend)
+PACKAGES = (
+    gdu_compile, gdu_compile.oracles, gdu_compile.oracles.traced, gdu_compile.passes,
+    gdu_compile.torch_backend,
+)  # fmt: skip
 MODULES = sorted(
     {
         name

@@ -67,7 +67,7 @@ class Base:
         >>> from gdu_compile.oracles import problem_of
         >>> base = Base(problem_of("models/iris_binary.onnx", 150))
         >>> list(base.weights)
-        ['hidden.weight', 'hidden.bias', 'output.weight', 'output.bias']
+        ['fc1.weight', 'fc1.bias', 'fc2.weight', 'fc2.bias']
         >>> base(base.weights, torch.zeros(5, 4)).shape  # in front of the Sigmoid
         torch.Size([5, 1])
     """

@@ -83,10 +83,9 @@ class Build:
             checked_state(after, f"{called}: step", form)
             return [after[key] for key in keys]
 
-        self.step = trace(
-            step, [*self.state.values(), *samples, labels, torch.tensor(0)],
-            f"the step of {called}", table,
-        )  # fmt: skip
+        given = [*self.state.values(), *samples, labels, torch.tensor(0)]
+        step(*given)  # what fails here is no matter of tracing
+        self.step = trace(step, given, f"the step of {called}", table)
         found = oracle.weights(self.state)
         self.weights = checked_state(found, f"{called}: weights", None)
         check_weights(problem, self.weights, called)

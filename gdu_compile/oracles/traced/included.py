@@ -51,7 +51,7 @@ def sgd(
         ...     x, y = data["x"], data["y"]
         >>> algorithm = sgd(problem_of("models/iris_binary.onnx", len(y)), steps=100)
         >>> list(run_alone(algorithm, {"x": x}, y))
-        ['hidden.weight', 'hidden.bias', 'output.weight', 'output.bias']
+        ['fc1.weight', 'fc1.bias', 'fc2.weight', 'fc2.bias']
     """
     check("sgd", lr=lr, momentum=momentum, steps=steps, batch_size=batch_size, seed=seed)
     from gdu_compile.oracles.traced.base import SGD, Base  # torch takes a second

@@ -31,8 +31,7 @@ BINARY = {
     "mul.Tensor": "Mul", "mul.Scalar": "Mul", "div.Tensor": "Div", "div.Scalar": "Div",
     "maximum.default": "Max", "minimum.default": "Min", "pow.Tensor_Scalar": "Pow",
     "pow.Tensor_Tensor": "Pow", "pow.Scalar": "Pow", "logical_and.default": "And",
-    "logical_or.default": "Or", "logical_xor.default": "Xor", "bitwise_and.Tensor": "And",
-    "bitwise_or.Tensor": "Or", "bitwise_xor.Tensor": "Xor",
+    "logical_or.default": "Or", "logical_xor.default": "Xor",
 }  # fmt: skip
 COMPARISONS = {"eq": "Equal", "ge": "GreaterOrEqual", "gt": "Greater", "le": "LessOrEqual",
                "lt": "Less"}  # fmt: skip
@@ -91,6 +90,32 @@ for name, kind in BINARY.items():
     aten(name)(binary(kind))
 for name, kind in COMPARISONS.items():
     aten(f"{name}.Tensor", f"{name}.Scalar")(comparison(kind))
+
+
+def bitwise(kind: str) -> Any:
+    """The rule of And, Or or Xor of booleans, and of the bits of integers."""
+
+    def rule(e: Emitter, out: Tensor, a: Number, b: Number) -> ir.Value:
+        rule_of = binary(kind if out.dtype == torch.bool else f"Bitwise{kind}")
+        found: ir.Value = rule_of(e, out, a, b)
+        return found
+
+    return rule
+
+
+for kind in ("And", "Or", "Xor"):
+    aten(f"bitwise_{kind.lower()}.Tensor", f"bitwise_{kind.lower()}.Scalar")(bitwise(kind))
+
+
+@aten("__rshift__.Scalar")
+def right_shift(e: Emitter, out: Tensor, x: ir.Value, places: int) -> ir.Value:
+    """Of integers, the sign comes in from the left: a division by 2^places that rounds down."""
+    if places >= torch.iinfo(out.dtype).bits - 1:
+        below = e.op("Less", x, e.number(0, out.dtype), like=out, dtype=torch.bool)
+        return e.op("Where", below, e.number(-1, out.dtype), e.number(0, out.dtype), like=out)
+    power = e.number(2**places, out.dtype)
+    whole = e.op("Sub", x, e.op("Mod", x, power, like=out), like=out)
+    return e.op("Div", whole, power, like=out)
 
 
 @aten("ne.Tensor", "ne.Scalar")
@@ -189,6 +214,24 @@ def expand(e: Emitter, out: Tensor, x: ir.Value, *_: Any, **__: Any) -> ir.Value
     if list(x.shape.numpy()) == list(out.shape):
         return x
     return e.op("Expand", x, e.ints(out.shape), like=out)
+
+
+@aten("copy.default")
+def copy(e: Emitter, out: Tensor, _: Any, source: ir.Value, *__: Any) -> ir.Value:
+    return expand(e, out, e.tensor(source, out.dtype))
+
+
+@aten("unfold.default")
+def unfold(e: Emitter, out: Tensor, x: ir.Value, dim: int, size: int, step: int) -> ir.Value:
+    """Windows along an axis; their elements are the last axis."""
+    rank = out.ndim - 1
+    dim %= rank
+    starts = torch.arange(out.shape[dim])[:, None] * step
+    places = e.constant(starts + torch.arange(size))  # windows x size
+    shape = [*out.shape[: dim + 1], size, *out.shape[dim + 1 : -1]]
+    windows = e.op("Gather", x, places, like=out, shape=shape, axis=dim)
+    perm = [axis for axis in range(rank + 1) if axis != dim + 1]
+    return e.transpose(windows, [*perm, dim + 1], out)
 
 
 @aten("repeat.default")
@@ -496,16 +539,20 @@ def index_put(
     e: Emitter, out: Tensor, x: ir.Value, indices: Sequence[ir.Value | None], source: ir.Value,
     accumulate: bool = False,
 ) -> ir.Value:  # fmt: skip
-    """Rows added, or put, at their places."""
+    """Elements added, or put, at their places along one axis, which is brought to the front."""
     axis, places = only_index(indices)
-    if axis != 0 or places.shape is None:
-        raise UnsupportedError("the step of the algorithm puts elements along an axis other than "
-                               "the first, which is not translated to ONNX")  # fmt: skip
-    sizes = [*places.shape.numpy(), *out.shape[1:]]
-    rows = e.reshape(places, [*places.shape.numpy(), 1], torch.empty((), dtype=torch.int64))
-    source = expand(e, torch.empty(sizes, dtype=out.dtype, device="meta"), source)
-    return e.op("ScatterND", x, rows, source, like=out,
-                reduction="add" if accumulate else "none")  # fmt: skip
+    places, rank = e.tensor(places, torch.int64), out.ndim
+    rows = sizes_of(places)
+    first = [axis, *(other for other in range(rank) if other != axis)]
+    wide = [*out.shape[:axis], *rows, *out.shape[axis + 1 :]]
+    source = expand(e, torch.empty(wide, dtype=out.dtype, device="meta"), source)
+    taken = range(axis, axis + len(rows))
+    source = e.transpose(source, [*taken, *(n for n in range(len(wide)) if n not in taken)], out)
+    index = e.reshape(places, [*rows, 1], torch.empty((), dtype=torch.int64))
+    turned = e.transpose(x, first, out)
+    put = e.op("ScatterND", turned, index, source, like=out, shape=sizes_of(turned),
+               reduction="add" if accumulate else "none")  # fmt: skip
+    return e.transpose(put, [first.index(n) for n in range(rank)], out)
 
 
 @aten("slice_scatter.default")

@@ -7,6 +7,7 @@ for, as other convolutions; MaxPool's is a rule of ``rules.py``.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ FURTHER = [
 """Operators of the core that others compute; ONNX at opset 18 has fewer."""
 
 
+@cache
 def decompositions() -> Decompositions:
     """What operators are replaced by while a step is traced."""
     return {
