@@ -16,7 +16,9 @@ from gdu_compile.errors import InputError, UnsupportedError
 from gdu_compile.names import Names
 from gdu_compile.oracles.compose import LABELS, free_prefix, refuse_labels
 from gdu_compile.oracles.problem import ORIGINAL, Problem
-from gdu_compile.oracles.traced import rules as rules  # fills the table
+from gdu_compile.oracles.traced import rules_elementwise as rules_elementwise  # fill the table
+from gdu_compile.oracles.traced import rules_linear as rules_linear
+from gdu_compile.oracles.traced import rules_shape as rules_shape
 from gdu_compile.oracles.traced.base import Oracle, State
 from gdu_compile.oracles.traced.compare import Traced
 from gdu_compile.oracles.traced.emit import Emitter, constant, onnx_dtype

@@ -17,6 +17,7 @@ import torch
 from gdu_compile.builder import Attribute, Builder
 from gdu_compile.errors import UnsupportedError
 from gdu_compile.torch_backend import to_array
+from gdu_compile.torch_backend.ops_elementwise import torch_dtype
 
 Rule = Callable[..., Any]
 """(emitter, form of the result, the arguments of the aten operator) → its value or values."""
@@ -26,6 +27,9 @@ LIKE = ("full_like", "zeros_like", "ones_like", "empty_like", "new_zeros", "new_
 """Operators that take nothing but the form of their operand."""
 SMALL = 64
 """Elements of a constant that is written out though they are all the same."""
+
+
+Number = float | ir.Value
 
 
 def aten(*names: str) -> Callable[[F], F]:
@@ -228,3 +232,17 @@ def constant(b: Builder, array: Any, name: str) -> ir.Value:
         return b.op("ConstantOfShape", b.ints(array.shape, f"{name}_shape"), name=name,
                     dtype=value.dtype, shape=array.shape, value=value)  # fmt: skip
     return b.constant(np.ascontiguousarray(array).reshape(array.shape), name)
+
+
+def form(x: Number) -> torch.Tensor | float:
+    """An operand as torch sees it when it promotes dtypes."""
+    if not isinstance(x, ir.Value):
+        return x
+    assert x.dtype is not None and x.shape is not None
+    return torch.empty(sizes_of(x), dtype=torch_dtype(int(x.dtype)), device="meta")
+
+
+def sizes_of(x: ir.Value) -> list[int]:
+    """A value's shape."""
+    assert x.shape is not None
+    return [int(size) for size in x.shape.numpy()]

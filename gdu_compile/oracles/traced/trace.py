@@ -1,7 +1,7 @@
 """One step as a graph of core aten operators, its derivatives included.
 
 torch decomposes most of what a step uses.  Ours are the backward passes that ONNX has no operator
-for, as other convolutions; MaxPool's is a rule of ``rules.py``.
+for, as other convolutions; MaxPool's is a rule.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def weight_gradient(
     samples, channels = x.shape[:2]
     each = channels // groups
     parts = x.reshape(samples, groups, each, *x.shape[2:]).transpose(0, 2)  # in/groups x g x N
-    swapped = parts.transpose(1, 1).reshape(each, groups * samples, *x.shape[2:])
+    swapped = parts.reshape(each, groups * samples, *x.shape[2:])
     taps = grad.transpose(0, 1)  # out x N
     full = OPS.convolution(swapped, taps, None, dilation, padding, stride, False,
                            [0] * len(stride), groups)  # fmt: skip

@@ -1,0 +1,228 @@
+"""The rules that move elements: shapes, slices, indices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from gdu_compile.errors import UnsupportedError
+from gdu_compile.oracles.traced.emit import Emitter, Number, aten, sizes_of
+
+
+@aten("view.default", "reshape.default", "_unsafe_view.default", "unsqueeze.default",
+      "squeeze.dims", "squeeze.dim", "squeeze.default")  # fmt: skip
+def view(e: Emitter, out: Tensor, x: ir.Value, *_: Any) -> ir.Value:
+    return e.reshape(x, out.shape, out)
+
+
+@aten("permute.default")
+def permute(e: Emitter, out: Tensor, x: ir.Value, dims: Sequence[int]) -> ir.Value:
+    return e.transpose(x, [dim % out.ndim for dim in dims], out)
+
+
+@aten("transpose.int", "t.default")
+def transpose(e: Emitter, out: Tensor, x: ir.Value, a: int = 0, b: int = 1) -> ir.Value:
+    perm = list(range(out.ndim))
+    perm[a], perm[b] = perm[b], perm[a]
+    return e.transpose(x, perm, out)
+
+
+@aten("expand.default")
+def expand(e: Emitter, out: Tensor, x: ir.Value, *_: Any, **__: Any) -> ir.Value:
+    assert x.shape is not None
+    if list(x.shape.numpy()) == list(out.shape):
+        return x
+    return e.op("Expand", x, e.ints(out.shape), like=out)
+
+
+@aten("copy.default")
+def copy(e: Emitter, out: Tensor, _: Any, source: ir.Value, *__: Any) -> ir.Value:
+    return expand(e, out, e.tensor(source, out.dtype))
+
+
+@aten("unfold.default")
+def unfold(e: Emitter, out: Tensor, x: ir.Value, dim: int, size: int, step: int) -> ir.Value:
+    """Windows along an axis; their elements are the last axis."""
+    rank = out.ndim - 1
+    dim %= rank
+    starts = torch.arange(out.shape[dim])[:, None] * step
+    places = e.constant(starts + torch.arange(size))  # windows x size
+    shape = [*out.shape[: dim + 1], size, *out.shape[dim + 1 : -1]]
+    windows = e.op("Gather", x, places, like=out, shape=shape, axis=dim)
+    perm = [axis for axis in range(rank + 1) if axis != dim + 1]
+    return e.transpose(windows, [*perm, dim + 1], out)
+
+
+@aten("repeat.default")
+def repeat(e: Emitter, out: Tensor, x: ir.Value, repeats: Sequence[int]) -> ir.Value:
+    assert x.shape is not None
+    sizes = [1] * (len(repeats) - x.shape.rank()) + list(x.shape.numpy())
+    return e.op("Tile", e.reshape(x, sizes, out), e.ints(repeats), like=out)
+
+
+@aten("cat.default")
+def cat(e: Emitter, out: Tensor, parts: Sequence[ir.Value], dim: int = 0) -> ir.Value:
+    operands = [e.tensor(part, out.dtype) for part in parts
+                if part.shape is None or part.shape.numpy() != (0,)]  # fmt: skip
+    return e.op("Concat", *operands, like=out, axis=dim % out.ndim)
+
+
+@aten("split_with_sizes.default")
+def split(
+    e: Emitter, out: Sequence[Tensor], x: ir.Value, sizes: Sequence[int], dim: int = 0
+) -> list[ir.Value]:
+    """Slices and not Split, so that a part that nobody uses is not made."""
+    stops = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+    return [
+        cut(e, part, x, dim % part.ndim, stop - size, stop, 1)
+        for part, size, stop in zip(out, sizes, stops, strict=True)
+    ]
+
+
+def cut(
+    e: Emitter, out: Tensor, x: ir.Value, dim: int, start: int, stop: int, step: int,
+    shape: Sequence[int] | None = None,
+) -> ir.Value:  # fmt: skip
+    """A range of indices along one axis."""
+    bounds = [e.ints([number]) for number in (start, stop, dim, step)]
+    return e.op("Slice", x, *bounds, like=out, shape=shape)
+
+
+@aten("slice.Tensor")
+def slice_(
+    e: Emitter, out: Tensor, x: ir.Value, dim: int = 0, start: int | None = None,
+    end: int | None = None, step: int = 1,
+) -> ir.Value:  # fmt: skip
+    assert x.shape is not None
+    if tuple(x.shape.numpy()) == tuple(out.shape):
+        return x
+    size = int(x.shape.numpy()[dim % out.ndim])
+    return cut(e, out, x, dim % out.ndim, start or 0, size if end is None else min(end, size), step)
+
+
+@aten("select.int")
+def select(e: Emitter, out: Tensor, x: ir.Value, dim: int, index: int) -> ir.Value:
+    assert x.shape is not None
+    dim %= x.shape.rank()
+    index %= int(x.shape.numpy()[dim])
+    row = [*out.shape[:dim], 1, *out.shape[dim:]]
+    return e.reshape(cut(e, out, x, dim, index, index + 1, 1, row), out.shape, out)
+
+
+@aten("constant_pad_nd.default")
+def pad(e: Emitter, out: Tensor, x: ir.Value, sides: Sequence[int], value: float = 0) -> ir.Value:
+    """torch names the last axis first; negative sides cut in both."""
+    lacking = out.ndim - len(sides) // 2
+    begins = [0] * lacking + list(sides[0::2])[::-1]
+    ends = [0] * lacking + list(sides[1::2])[::-1]
+    return e.op("Pad", x, e.ints([*begins, *ends]), e.number(value, out.dtype), like=out)
+
+
+@aten("flip.default")
+def flip(e: Emitter, out: Tensor, x: ir.Value, dims: Sequence[int]) -> ir.Value:
+    count = len(dims)
+    bounds = ([-1] * count, [torch.iinfo(torch.int64).min + 1] * count, list(dims), [-1] * count)
+    return e.op("Slice", x, *[e.ints(numbers) for numbers in bounds], like=out)
+
+
+# --- indices -----------------------------------------------------------------
+
+
+@aten("embedding.default")
+def embedding(e: Emitter, out: Tensor, table: ir.Value, indices: ir.Value, *_: Any) -> ir.Value:
+    return e.op("Gather", table, indices, like=out, axis=0)
+
+
+@aten("index_select.default")
+def index_select(e: Emitter, out: Tensor, x: ir.Value, dim: int, indices: ir.Value) -> ir.Value:
+    return e.op("Gather", x, indices, like=out, axis=dim)
+
+
+@aten("index.Tensor")
+def index(e: Emitter, out: Tensor, x: ir.Value, indices: Sequence[ir.Value | None]) -> ir.Value:
+    axis, places = only_index(indices)
+    return e.op("Gather", x, places, like=out, axis=axis)
+
+
+def only_index(indices: Sequence[ir.Value | None]) -> tuple[int, ir.Value]:
+    """The only axis that is indexed by integers, and its indices."""
+    given = [(axis, each) for axis, each in enumerate(indices) if each is not None]
+    if len(given) != 1 or given[0][1].dtype == ir.DataType.BOOL:
+        raise UnsupportedError("the step of the algorithm takes elements by masks, or along "
+                               "several axes at once, which is not translated to ONNX")  # fmt: skip
+    return given[0]
+
+
+@aten("gather.default")
+def gather(e: Emitter, out: Tensor, x: ir.Value, dim: int, indices: ir.Value) -> ir.Value:
+    return e.op("GatherElements", x, indices, like=out, axis=dim)
+
+
+def scattered(how: str) -> Any:
+    """The rule of a scatter that adds, or replaces."""
+
+    def rule(
+        e: Emitter, out: Tensor, x: ir.Value, dim: int, indices: ir.Value, source: Number
+    ) -> ir.Value:
+        assert indices.shape is not None
+        sizes = list(indices.shape.numpy())
+        if not isinstance(source, ir.Value):
+            source = e.constant(torch.full(sizes, source, dtype=out.dtype))
+        return e.op("ScatterElements", x, indices, source, like=out, axis=dim,
+                    reduction=how)  # fmt: skip
+
+    return rule
+
+
+aten("scatter_add.default")(scattered("add"))
+aten("scatter.src", "scatter.value")(scattered("none"))
+
+
+@aten("index_put.default", "_unsafe_index_put.default")
+def index_put(
+    e: Emitter, out: Tensor, x: ir.Value, indices: Sequence[ir.Value | None], source: ir.Value,
+    accumulate: bool = False,
+) -> ir.Value:  # fmt: skip
+    """Elements added, or put, at their places along one axis, which is brought to the front."""
+    axis, places = only_index(indices)
+    places, rank = e.tensor(places, torch.int64), out.ndim
+    rows = sizes_of(places)
+    first = [axis, *(other for other in range(rank) if other != axis)]
+    wide = [*out.shape[:axis], *rows, *out.shape[axis + 1 :]]
+    source = expand(e, torch.empty(wide, dtype=out.dtype, device="meta"), source)
+    taken = range(axis, axis + len(rows))
+    source = e.transpose(source, [*taken, *(n for n in range(len(wide)) if n not in taken)], out)
+    index = e.reshape(places, [*rows, 1], torch.empty((), dtype=torch.int64))
+    turned = e.transpose(x, first, out)
+    put = e.op("ScatterND", turned, index, source, like=out, shape=sizes_of(turned),
+               reduction="add" if accumulate else "none")  # fmt: skip
+    return e.transpose(put, [first.index(n) for n in range(rank)], out)
+
+
+@aten("slice_scatter.default")
+def slice_scatter(
+    e: Emitter, out: Tensor, x: ir.Value, source: ir.Value, dim: int = 0, start: int | None = None,
+    end: int | None = None, step: int = 1,
+) -> ir.Value:  # fmt: skip
+    """A slice put back: each index along the axis is taken from the one or the other."""
+    dim %= out.ndim
+    size = out.shape[dim]
+    inside = list(range(*slice(start, end, step).indices(size)))
+    places = [size + inside.index(i) if i in set(inside) else i for i in range(size)]
+    both = [*out.shape[:dim], size + len(inside), *out.shape[dim + 1 :]]
+    joined = e.op("Concat", x, source, like=out, shape=both, axis=dim)
+    return e.op("Gather", joined, e.ints(places), like=out, axis=dim)
+
+
+@aten("select_scatter.default")
+def select_scatter(
+    e: Emitter, out: Tensor, x: ir.Value, source: ir.Value, dim: int, index: int
+) -> ir.Value:
+    dim %= out.ndim
+    index %= out.shape[dim]
+    row = [*out.shape[:dim], 1, *out.shape[dim + 1 :]]
+    return slice_scatter(e, out, x, e.reshape(source, row, out), dim, index, index + 1)
