@@ -37,8 +37,8 @@ KEYS = {
     "optimizer", "learning_rate", "batch_size", "steps", "armed_at_step", "loss", "seed", "device",
     "versions",
     "data", "logits", "weights", "forward", "forward_unoptimized", "torch",
-    "gradient_after_arming", "negative_controls", "memory", "algorithm", "accuracy", "steer",
-    "skipped", "warnings", "why", "files", "bytes", "seconds", "passes",
+    "gradient_after_arming", "negative_controls", "memory", "algorithm", "original", "accuracy",
+    "steer", "skipped", "warnings", "why", "files", "bytes", "seconds", "passes",
 }  # fmt: skip
 
 
