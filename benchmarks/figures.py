@@ -69,7 +69,7 @@ def errors_after_one_step(code: DigitCode) -> Float64:
     """The largest digit error of every digit of a code after one step of SGD in float32, [2^k]."""
     digits = np.arange(code.top + 1)
     half = np.float32(calibrator_signal(code))
-    signals = np.concatenate([np.float32([1]), code.signal(digits)]) * half
+    signals = np.append(np.float32(1), code.signal(digits)) * half
     found = np.zeros(len(digits))
     for lr in RATES:
         for kappa in KAPPAS:

@@ -19,6 +19,7 @@ import gdu_compile
 import gdu_compile.oracles
 import gdu_compile.oracles.traced
 import gdu_compile.torch_backend
+from benchmarks import figures
 from gdu_compile.cli import run
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -63,6 +64,7 @@ def test_there_are_commands_to_test() -> None:
     assert len(commands(ROOT / "docs" / "commands.md")) == 8
     assert len(commands(ROOT / "docs" / "learn.md")) == 11
     assert len(commands(ROOT / "docs" / "torch.md")) == 3
+    assert len(commands(ROOT / "docs" / "theory.md")) == 4
     assert sum(len(python_blocks(page)) for page in PAGES) >= 2
 
 
@@ -142,3 +144,49 @@ def test_links() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+def test_links_within_a_page() -> None:
+    """What follows # in a link is a heading of the page, as GitHub spells it."""
+    for page in PAGES:
+        for target, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text()):
+            other = page.parent / target if target else page
+            assert anchor in anchors(other), (page.name, target, anchor)
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_the_theory_has_what_the_code_cites() -> None:
+    """THEORY §n and Lemma n, in messages and docstrings, are sections and lemmas of the page."""
+    page = (ROOT / "docs" / "theory.md").read_text()
+    sections = set(re.findall(r"^## (\d)", page, re.MULTILINE))
+    lemmas = set(re.findall(r"^(?:### |\*\*)Lemma (\d)", page, re.MULTILINE))
+    assert lemmas == set("123456789")
+    sources = [*ROOT.glob("gdu_compile/**/*.py"), *ROOT.glob("passes/*.py")]
+    text = "".join(source.read_text() for source in sources)
+    cited = set(re.findall(r"THEORY §(\d)", text))
+    assert {"2", "3", "4"} <= cited <= sections
+    assert {"1", "2", "4"} <= set(re.findall(r"Lemmas? (\d)", text)) <= lemmas
+
+
+def test_tests_that_the_theory_names_exist() -> None:
+    """`tests/file.py` and `tests/file.py::test` of "See it"."""
+    page = (ROOT / "docs" / "theory.md").read_text()
+    named = re.findall(r"`tests/(\w+\.py)(?:::(\w+))?`", page)
+    assert len(named) > 15
+    for file, test in named:
+        assert f"def {test}" in (ROOT / "tests" / file).read_text(), (file, test)
+
+
+@pytest.mark.parametrize("name", figures.FIGURES)
+def test_figures_show_what_is_computed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawn again they are the same; with one rate fewer, or another ε, they are not."""
+    there = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    assert figures.FIGURES[name]() == there
+    monkeypatch.setattr(figures, "RATES", (0.1,))
+    monkeypatch.setattr(figures, "EPS", 1e-6)
+    assert figures.FIGURES[name]() != there
