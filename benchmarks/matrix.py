@@ -69,7 +69,7 @@ BEYOND: dict[str, tuple[str, dict[str, Any], str]] = {
     "bfloat16 θ, 16 bits": ("SGD()", {"theta_dtype": "bfloat16"}, "linear16"),
     "bfloat16 θ, 4 bits": ("SGD()", {"theta_dtype": "bfloat16"}, "linear4"),
     "bfloat16 θ, powers of two": (
-        "SGD(momentum=0.9)", {"theta_dtype": "bfloat16", "steps": 40}, "pow2"),
+        "SGD(momentum=0.9)", {"theta_dtype": "bfloat16", "steps": 30}, "pow2"),
 }  # fmt: skip
 """Where Lemmas 2 and 4 end, and what helps."""
 

@@ -1,7 +1,7 @@
 """What recording can carry, said before training: optimizer × steps × digit code × dtype of θ.
 
-THEORY Lemma 2 (each step that scales θ costs 2u) and Lemma 4 (an adaptive optimizer is linear
-while |g| is far below its ε).  The bounds themselves are in ``digits.py``.
+THEORY Lemma 2 (what roundings cost; ``roundings.py`` counts them for each optimizer) and Lemma 4
+(an adaptive optimizer is linear while |g| is far below its ε; ``digits.py`` has the bound).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from gdu_compile.digits import CODES, UNIT_ROUNDOFF, DigitCode
 from gdu_compile.encoding import encoding_of
 from gdu_compile.optimizers import OptimizerSpec
+from gdu_compile.roundings import echo, recording, scaling
 
 SIGN_ONLY = {"Rprop"}
 EPS = {
@@ -57,13 +58,22 @@ class Training:
         return self.optimizer.number("weight_decay", default)
 
     @property
+    def decoupled(self) -> bool:
+        """Whether decay multiplies θ and stays out of the gradient."""
+        asked = self.optimizer.arguments.get("decoupled_weight_decay", False)
+        return self.optimizer.name in DECOUPLED or bool(asked)
+
+    @property
     def l2_decay(self) -> bool:
         """Whether decay is part of the gradient that an adaptive optimizer divides."""
-        name = self.optimizer.name
-        decoupled = name in DECOUPLED or bool(
-            self.optimizer.arguments.get("decoupled_weight_decay", False)
-        )
-        return bool(self.eps is not None and self.lr * self.decay and not decoupled)
+        return bool(self.eps is not None and self.lr * self.decay and not self.decoupled)
+
+    @property
+    def decayed(self) -> float:
+        """The share of θ that decay takes away in a step, momentum's echo included; 1 is all."""
+        momentum = self.optimizer.number("momentum", 0.0)
+        step = self.lr * self.decay
+        return step / (1 - momentum**0.5) ** 2 if step else 0.0
 
     @property
     def eps(self) -> float | None:
@@ -84,6 +94,25 @@ class Training:
         )  # fmt: skip
         return self.steps - 1 if scales else 0
 
+    @property
+    def roundings(self) -> tuple[float, float]:
+        """By how many u θ/c may be wrong, relative to itself: at first, and more for each step
+        that scales θ."""
+        shrinks = self.decoupled and self.lr * self.decay > 0
+        first = recording(self.optimizer) + (echo(self.optimizer) if self.steps > 1 else 0.0)
+        return first, scaling(self.optimizer, shrinks, min(self.decayed, 1.0))
+
+    def guaranteed(self, code: DigitCode) -> int:
+        """How many steps that scale θ keep every digit right; −1 if not even recording does.
+
+        Example:
+            >>> [Training(OptimizerSpec.parse(text), 1e-3, 9, 2.0**-80).guaranteed(CODES[code])
+            ...  for text in ("SGD(momentum=0.9)", "AdamW()") for code in ("linear16", "float16")]
+            [116, 2036, 56, 1016]
+        """
+        first, each = self.roundings
+        return max(math.ceil((code.room / (code.sensitivity * self.unit) - first) / each) - 1, -1)
+
 
 def predicted_digit_error(training: Training, code: DigitCode) -> float:
     """The bound on the digit error; below ``code.room`` every digit is guaranteed, ∞: nothing is.
@@ -99,8 +128,8 @@ def predicted_digit_error(training: Training, code: DigitCode) -> float:
         >>> for steps in (3, 300):
         ...     training = Training(momentum, 0.1, steps, gain=2.0**-80)
         ...     print(f"{predicted_digit_error(training, CODES['linear16']):.3f}")
-        0.031
-        2.352
+        0.102
+        2.422
     """
     if training.optimizer.name in NOT_LINEAR or lost_to_decay(training):
         return math.inf
@@ -118,13 +147,13 @@ def predicted_digit_error(training: Training, code: DigitCode) -> float:
         and adaptive / code.sensitivity < training.unit / 2
     ):  # fmt: skip
         return 0.0  # then √v + ε is ε itself
-    return code.digit_error_bound(training.scalings, training.unit) + adaptive
+    first, each = training.roundings
+    return code.sensitivity * (first + each * training.scalings) * training.unit + adaptive
 
 
 def lost_to_decay(training: Training) -> bool:
     """Whether decay erases the signal, overshoots zero, or is no decay (Lemmas 2 and 4)."""
-    step, momentum = training.lr * training.decay, training.optimizer.number("momentum", 0.0)
-    return training.l2_decay or bool(step and step >= (1 - momentum**0.5) ** 2)
+    return training.l2_decay or training.decayed >= 1
 
 
 def smallest_code(training: Training) -> tuple[DigitCode, str]:
@@ -152,19 +181,19 @@ def smallest_code(training: Training) -> tuple[DigitCode, str]:
 def warnings_for(training: Training, code: DigitCode) -> list[str]:
     """What THEORY does not promise for this combination, in sentences."""
     optimizer, found = training.optimizer, []
-    allowed = code.exact_scalings(training.unit)
+    allowed = training.guaranteed(code)
     one_bit = code.largest_signal == 1
     if optimizer.name in NOT_LINEAR:
         found.append(f"{optimizer.name} is not carried: {NOT_LINEAR[optimizer.name]} (Lemma 4)")
     if optimizer.name in SIGN_ONLY and not one_bit:
         found.append(f"{optimizer.name} sees signs only, which needs --digits linear1 (Lemma 4)")
-    elif allowed < 0:
+    elif allowed < 0 and predicted_digit_error(training, code) > 0:
         found.append(f"{code.name} needs more precision than {training.theta_dtype} θ has "
                      "(Lemma 2); --digits auto takes a code that does not")  # fmt: skip
     elif training.scalings > allowed and predicted_digit_error(training, code) > 0:
         found.append(
             f"{optimizer} scales θ in every step: {code.name} with {training.theta_dtype} θ is "
-            f"guaranteed for {max(allowed, 0)} steps after recording, not for {training.scalings} "
+            f"guaranteed for {allowed} steps after recording, not for {training.scalings} "
             "(Lemma 2); --digits auto takes a code that is"
         )
     if training.eps is not None and not one_bit:

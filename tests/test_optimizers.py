@@ -39,10 +39,14 @@ def worst(report: Report) -> float:
 
 @pytest.mark.parametrize("optimizer", CARRIED)
 def test_carried_for_100_steps_after_arming(optimizer: str) -> None:
-    """Two parameters a weight, the quiet gain: exact, nothing to warn of, below the bound."""
+    """Two parameters a weight, the quiet gain: exact, below the bound; a warning where that ends,
+    as with decoupled decay, which rounds twice a step."""
     report = run(optimizer, 101, "linear16")
     assert_reproduced(report)
-    assert report.warnings == []
+    allowed = plan(optimizer, 101).guaranteed(CODES["linear16"])
+    assert (allowed < 100) == ("decoupled" in optimizer or "AdamW" in optimizer), allowed
+    assert ("guaranteed for" in "".join(report.warnings)) == (allowed < 100), report.warnings
+    assert len(report.warnings) == (allowed < 100)
     assert worst(report) <= carrying.predicted_digit_error(plan(optimizer, 101), CODES["linear16"])
 
 
@@ -60,7 +64,8 @@ def test_the_float_like_code_lives_where_the_linear_one_does_not(optimizer: str)
     """The same two parameters a weight, 900 steps; auto takes it, and says why."""
     linear = run(optimizer, 901, "linear16")
     assert linear.reproduced is False and worst(linear) > 1
-    assert any("guaranteed for 125 steps" in warning for warning in linear.warnings)
+    allowed = {"ASGD()": 125}.get(optimizer, 115)
+    assert any(f"guaranteed for {allowed} steps" in warning for warning in linear.warnings)
     auto = run(optimizer, 901, "auto")
     assert auto.digits == "float16" and "901 steps" in str(auto.digits_why)
     assert_reproduced(auto)
@@ -74,14 +79,17 @@ def test_powers_of_two_have_no_error_at_all(optimizer: str) -> None:
     assert worst(report) == 0.0
     coarse = run(optimizer, 40, "pow2", theta_dtype="bfloat16")
     assert_reproduced(coarse)
-    assert coarse.warnings == []
+    assert "guaranteed for" in "".join(coarse.warnings)
+    guaranteed = run(optimizer, 16, "pow2", theta_dtype="bfloat16")
+    assert_reproduced(guaranteed)
+    assert guaranteed.warnings == []
 
 
 SAID = {
     "signs, 16 bits": "needs --digits linear1", "L2 decay inside Adam": "L2 weight_decay inside",
     "loud gain": "needs --gain 2**-", "small ε": "needs --gain 2**-", "ε = 0": "eps = 0",
     "orthogonalised": "mixes the digits", "decay erases": "overshoots zero",
-    "900 steps of decay, linear": "guaranteed for 125 steps",
+    "900 steps of decay, linear": "guaranteed for 115 steps",
     "bfloat16 θ, 16 bits": "more precision than bfloat16",
 }  # fmt: skip
 
@@ -174,10 +182,11 @@ def test_optimizers_that_are_not_torch_s() -> None:
 def test_auto_takes_the_smallest_that_fits() -> None:
     """In the order of parameters a weight; where nothing fits, it says so."""
     names = {
-        ("SGD()", 10**6): "linear16", ("SGD(momentum=0.9)", 126): "linear16",
-        ("SGD(momentum=0.9)", 127): "float16", ("SGD(momentum=0.9)", 2046): "float16",
-        ("SGD(momentum=0.9)", 2047): "linear8", ("SGD(momentum=0.9)", 50_000): "pow2",
-        ("Rprop()", 3): "linear1",
+        ("SGD()", 10**6): "linear16", ("SGD(momentum=0.9)", 117): "linear16",
+        ("SGD(momentum=0.9)", 118): "float16", ("SGD(momentum=0.9)", 2037): "float16",
+        ("SGD(momentum=0.9)", 2038): "linear8", ("SGD(momentum=0.9)", 50_000): "pow2",
+        ("SGD(weight_decay=0.01)", 125): "linear16", ("AdamW()", 57): "linear16",
+        ("AdamW()", 58): "float16", ("Rprop()", 3): "linear1",
     }  # fmt: skip
     for (optimizer, steps), name in names.items():
         code, why = carrying.smallest_code(plan(optimizer, steps))
