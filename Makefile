@@ -25,7 +25,7 @@ types: install
 	ln -s "$(CURDIR)"/gdu_compile/* "$(CURDIR)/passes" build/types/gdu_compile/
 	ln -s "$(CURDIR)/benchmarks" "$(CURDIR)/examples" "$(CURDIR)/models" build/types/
 	cd build/types && "$(CURDIR)/$(BIN)/mypy" --config-file "$(CURDIR)/pyproject.toml" \
-	    --explicit-package-bases gdu_compile benchmarks examples models/build.py
+	    --explicit-package-bases gdu_compile benchmarks examples/*/*.py models/build.py
 
 test: lint types
 	$(BIN)/pytest -n 2 -q -m 'not slow'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -29,6 +30,17 @@ HEADER = '<ir_version: 10, opset_import: ["" : 18]>\n'
 def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
     """Docs and docstrings name files from the root of the checkout."""
     monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The present folder: what a command finds in a checkout, and room for what it writes."""
+    for name in ("models", "docs"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    # A copy: where a command changes into it, .. is this folder.
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 def model_data(name: str) -> Path:

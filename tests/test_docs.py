@@ -6,7 +6,6 @@ import doctest
 import importlib
 import pkgutil
 import re
-import runpy
 import shlex
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import gdu_compile.passes
 import pytest
 from conftest import ROOT
+from pages import DOCS, EXAMPLES, commands, missing_links, run_commands
 
 import gdu_compile
 import gdu_compile.oracles
@@ -22,40 +22,12 @@ import gdu_compile.torch_backend
 from benchmarks import figures
 from gdu_compile.cli import run
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
-
-def commands(page: Path) -> list[list[str]]:
-    """The indented lines of a page that run gdu-compile or an example."""
-    lines = [line.strip() for line in page.read_text().splitlines() if line.startswith("    ")]
-    runs = ("gdu-compile ", "python -m examples.")
-    return [shlex.split(line) for line in lines if line.startswith(runs)]
-
-
-def run_command(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
-    """Run one of them here; the exit code."""
-    if arguments[0] == "gdu-compile":
-        return run(arguments[1:])
-    _, _, module, *rest = arguments
-    monkeypatch.setattr("sys.argv", [module, *rest])
-    runpy.run_module(module, run_name="__main__", alter_sys=False)
-    return 0
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The present folder: what a command finds in a checkout, and room for what it writes."""
-    for name in ("models", "docs"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", DOCS, ids=lambda page: page.name)
 def test_commands(page: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In order, from the root of a checkout; all exit 0."""
-    for arguments in commands(page):
-        assert run_command(arguments, monkeypatch) == 0, arguments
+    assert {command.exits for command in commands(page)} <= {0}
+    run_commands(page, monkeypatch)
 
 
 def test_there_are_commands_to_test() -> None:
@@ -65,7 +37,7 @@ def test_there_are_commands_to_test() -> None:
     assert len(commands(ROOT / "docs" / "learn.md")) == 11
     assert len(commands(ROOT / "docs" / "torch.md")) == 3
     assert len(commands(ROOT / "docs" / "theory.md")) == 4
-    assert sum(len(python_blocks(page)) for page in PAGES) >= 2
+    assert sum(len(python_blocks(page)) for page in DOCS) >= 2
 
 
 def demo_arguments() -> list[str]:
@@ -91,7 +63,7 @@ def test_the_demo_table(
     assert [row for row in exact if row not in printed] == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", DOCS, ids=lambda page: page.name)
 def test_python_in_the_pages(page: Path, here: Path) -> None:
     """The code blocks run, one after the other."""
     names: dict[str, Any] = {}
@@ -141,14 +113,13 @@ def test_there_are_examples_to_test() -> None:
 
 def test_links() -> None:
     """Files that the pages link to exist."""
-    for page in PAGES:
-        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
-            assert target.startswith("https://") or (page.parent / target).exists(), target
+    for page in [*DOCS, ROOT / "examples" / "README.md", *EXAMPLES]:
+        assert missing_links(page) == [], page
 
 
 def test_links_within_a_page() -> None:
     """What follows # in a link is a heading of the page, as GitHub spells it."""
-    for page in PAGES:
+    for page in DOCS:
         for target, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text()):
             other = page.parent / target if target else page
             assert anchor in anchors(other), (page.name, target, anchor)

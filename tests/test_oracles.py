@@ -726,19 +726,6 @@ def test_exhaustive_refuses(
     oracles.build("exhaustive", oracles.problem_of(three_node(12), MOST_CELLS // 2**12))
 
 
-def test_blum_rivest(capsys: pytest.CaptureFixture[str]) -> None:
-    """Gradient descent gets stuck, the oracle does not; and the descent does descend."""
-    from examples import blum_rivest
-
-    *descents, searched = blum_rivest.compare((("SGD()", 1.0), ("Adam()", 0.1)), 2, 1200)
-    assert searched.accuracies == [1.0] and searched.losses[0] < 1e-6
-    for row in descents:
-        assert max(row.losses) < 0.69  # below the loss of a constant answer
-    assert descents[0].accuracies == descents[1].accuracies == [13 / 14, 13 / 14]
-    blum_rivest.main((("SGD()", 1.0),), 1, 10)
-    assert "exhaustive" in capsys.readouterr().out
-
-
 # --- the page about them
 
 

@@ -1,6 +1,6 @@
 """An algorithm of one's own as an oracle: class means, written as ONNX text, saved to a file.
 
-python -m examples.own_algorithm build/means.onnx
+python examples/04_own_oracle/class_means.py build/means.onnx
 gdu-compile models/digits_linear.onnx --oracle build/means.onnx --data models/digits.npz
 """
 

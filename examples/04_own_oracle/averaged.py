@@ -1,7 +1,8 @@
 """An oracle of one's own in PyTorch: SGD whose result is the average of all its weights.
 
-    gdu-compile models/iris_binary.onnx --oracle "examples.own_training:Averaged(lr=0.1)" \
-        --data models/iris.npz
+    cd examples/04_own_oracle
+    gdu-compile ../../models/iris_binary.onnx --oracle "averaged:Averaged(lr=0.1)" \
+        --data ../../models/iris.npz
 
 Polyak & Juditsky 1992: the average of the weights along the way is nearer to the minimum than the
 last ones.

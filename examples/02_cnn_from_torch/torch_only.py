@@ -1,8 +1,6 @@
 """Trains an emitted torch model of the digits: torch and safetensors, and nothing of gdu_compile.
 
-gdu-compile models/digits_mlp.onnx --weights models/digits_mlp.oracle.npz --emit both
-python -m examples.torch_only digits_mlp.gdu.py theta.safetensors
-gdu-compile verify digits_mlp.gdu.onnx --trained theta.safetensors
+python examples/02_cnn_from_torch/torch_only.py build/cnn.gdu.py build/theta.safetensors
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
 """Training a 3-node network: gradient descent gets stuck, the exhaustive oracle does not.
 
-``python -m examples.blum_rivest`` trains models/three_node.onnx (two sigmoid units and an output,
-on 7 booleans) with several optimizers from several initial weights, then lets the oracle
-``exhaustive`` compute weights for it.  The data are Blum & Rivest's (1988) for a Set Splitting
-instance, the Fano plane without one of its lines: a splittable one, so that two threshold units and
-their AND answer everything right.  Most runs end in a local minimum that gets the origin wrong.
+    python examples/06_three_nodes/blum_rivest.py
+
+It trains models/three_node.onnx (two sigmoid units and an output, on 7 booleans) with several
+optimizers from several initial weights, then lets the oracle ``exhaustive`` compute weights for it.
+The data are Blum & Rivest's (1988) for a Set Splitting instance, the Fano plane without one of its
+lines: a splittable one, so that two threshold units and their AND answer everything right.  Most
+runs end in a local minimum that gets the origin wrong.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import onnx_ir as ir
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch.nn.functional import binary_cross_entropy
 
 from gdu_compile import runtime
 from gdu_compile.digits import Array
@@ -46,30 +49,37 @@ class Row(NamedTuple):
     losses: list[float]
 
 
-def initial_weights(seed: int) -> dict[str, Array]:
+def initial_weights(seed: int) -> dict[str, torch.Tensor]:
     """PyTorch's for the two layers, by their names in the base."""
     torch.manual_seed(seed)
     layers: OrderedDict[str, torch.nn.Module] = OrderedDict(
         fc1=torch.nn.Linear(7, 2), fc2=torch.nn.Linear(2, 1)
     )
-    state = torch.nn.Sequential(layers).state_dict()
-    return {name: tensor.numpy() for name, tensor in state.items()}
+    return torch.nn.Sequential(layers).state_dict()
 
 
 def descend(
-    base: ir.Model, x: Array, y: Array, optimizer: str, lr: float, *, seed: int, steps: int
-) -> tuple[float, float]:
-    """(accuracy, loss) after full-batch gradient descent from seeded weights."""
-    start = with_weights(base, initial_weights(seed))
-    module = lower_to_torch(start, list(start.graph.initializers))
+    base: ir.Model, x: Array, y: Array, optimizer: str, lr: float, *, seeds: int, steps: int
+) -> Row:
+    """Full-batch gradient descent from seeded weights: all seeds side by side."""
+    module = lower_to_torch(base, list(base.graph.initializers))
+    starts = [initial_weights(seed) for seed in range(seeds)]
+    weights = {
+        module.attribute_of[name]: torch.nn.Parameter(torch.stack([w[name] for w in starts]))
+        for name in starts[0]
+    }  # [seeds, …]
     inputs, targets = torch.from_numpy(x), torch.from_numpy(y)[:, None].float()
-    descent = OptimizerSpec.parse(optimizer).build(module.parameters(), lr)
+    answer = torch.vmap(lambda one: torch.func.functional_call(module, one, (inputs,)))
+    descent = OptimizerSpec.parse(optimizer).build(weights.values(), lr)
     for _ in range(steps):
         descent.zero_grad()
-        loss = torch.nn.functional.binary_cross_entropy(module(inputs), targets)
+        p = answer(weights)  # [seeds, n, 1]
+        # The mean over the samples, the sum over the seeds: no seed sees another.
+        loss = seeds * binary_cross_entropy(p, targets.expand_as(p))
         loss.backward()  # type: ignore[no-untyped-call]
         descent.step()
-    return score(module(inputs).detach().numpy(), y)
+    ends = [score(p, y) for p in answer(weights).detach().numpy()]
+    return Row(f"{optimizer}, lr {lr:g}", [a for a, _ in ends], [b for _, b in ends])
 
 
 def search(base: ir.Model, x: Array, y: Array) -> tuple[float, float]:
@@ -91,10 +101,7 @@ def compare(runs: tuple[tuple[str, float], ...], seeds: int, steps: int) -> list
     base = ir.load(MODEL)
     with np.load(DATA) as data:
         x, y = data["x"], data["y"]
-    rows = []
-    for optimizer, lr in runs:
-        ends = [descend(base, x, y, optimizer, lr, seed=seed, steps=steps) for seed in range(seeds)]
-        rows.append(Row(f"{optimizer}, lr {lr:g}", [a for a, _ in ends], [b for _, b in ends]))
+    rows = [descend(base, x, y, name, lr, seeds=seeds, steps=steps) for name, lr in runs]
     accuracy, loss = search(base, x, y)
     return [*rows, Row("exhaustive", [accuracy], [loss])]
 

@@ -1,1 +1,0 @@
-"""Examples: each a script that prints what it shows, run by the tests."""
