@@ -76,6 +76,23 @@ def test_the_check_of_quoted_lines() -> None:
     assert not_printed(quoted(page), "x 1.5\n y 2.0\n") == [" y …%"]
 
 
+def test_the_check_of_exit_codes(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A command that exits otherwise is found, in the folder that the page is in by then."""
+    page = here / "page.md"
+    line = "    cd examples\n    gdu-compile nothing.onnx --weights w.npz"
+    for end in ("", "  # exits 1"):
+        page.write_text(line + end + "\n")
+        with pytest.raises(AssertionError, match=r"nothing\.onnx"):
+            run_commands(page, monkeypatch)
+        monkeypatch.chdir(here)
+    page.write_text(line + "  # exits 2\n")
+    run_commands(page, monkeypatch)
+    assert Path.cwd() == here / "examples"
+    assert "no such file" in capsys.readouterr().err
+
+
 def test_the_commands_are_there() -> None:
     """None of the above passes because nothing was found; no command writes elsewhere."""
     assert {page.parent.name[:2]: len(commands(page)) for page in EXAMPLES} == COMMANDS
@@ -109,13 +126,13 @@ def example(path: str) -> dict[str, Any]:
     return runpy.run_path(str(FOLDER / path))
 
 
-def convolutions(outputs: str, nodes: str = "") -> ir.Model:
-    """Conv and BatchNormalization on x, with random weights."""
+def convolutions(outputs: str, nodes: str = "", *, rank: int = 2) -> ir.Model:
+    """Conv and BatchNormalization on x [N, 3, 8, …], with random weights."""
     rng = np.random.default_rng(0)
-    shapes = {"w": (4, 3, 3, 3), "b": (4,), "scale": (4,), "shift": (4,), "mean": (4,)}
+    shapes = {"w": (4, 3, *[3] * rank), "b": (4,), "scale": (4,), "shift": (4,), "mean": (4,)}
     weights = random_weights(shapes, rng)
     weights["variance"] = rng.uniform(0.5, 2, 4).astype(np.float32)
-    return parse(f"""net (float[N, 3, 8, 8] x) => ({outputs}) {{
+    return parse(f"""net (float[N, 3{", 8" * rank}] x) => ({outputs}) {{
         c = Conv(x, w, b)
         z = BatchNormalization <epsilon = 0.001> (c, scale, shift, mean, variance)
         {nodes} }}""", weights)  # fmt: skip
@@ -123,23 +140,26 @@ def convolutions(outputs: str, nodes: str = "") -> ir.Model:
 
 IMAGE = "float[N, 4, 6, 6]"
 PASS_CASES = [
-    ("folds", f"{IMAGE} z", "", 1),
-    ("used after it", f"{IMAGE} r", "r = Relu(z)", 1),
-    ("another use of the Conv", f"{IMAGE} r", "r = Add(c, z)", 0),
-    ("the Conv is an output", f"{IMAGE} z, {IMAGE} c", "", 0),
+    ("folds", f"{IMAGE} z", "", 2, 1),
+    ("one dimension", "float[N, 4, 6] z", "", 1, 1),
+    ("three dimensions", "float[N, 4, 6, 6, 6] z", "", 3, 1),
+    ("used after it", f"{IMAGE} r", "r = Relu(z)", 2, 1),
+    ("another use of the Conv", f"{IMAGE} r", "r = Add(c, z)", 2, 0),
+    ("the Conv is an output", f"{IMAGE} z, {IMAGE} c", "", 2, 0),
     ("a weight with another use", f"{IMAGE} r", "s = Constant <value_ints: ints = [4, 1, 1]> ()"
-     "  d = Reshape(shift, s)  r = Add(z, d)", 0),
+     "  d = Reshape(shift, s)  r = Add(z, d)", 2, 0),
+    ("a weight is an output", f"{IMAGE} z, float[4] b", "", 2, 0),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "outputs", "nodes", "folded"), PASS_CASES)
-def test_fold_batch_norm(name: str, outputs: str, nodes: str, folded: int) -> None:
+@pytest.mark.parametrize(("name", "outputs", "nodes", "rank", "folded"), PASS_CASES)
+def test_fold_batch_norm(name: str, outputs: str, nodes: str, rank: int, folded: int) -> None:
     """The function stays; what is used elsewhere is left alone."""
-    model, before = convolutions(outputs, nodes), convolutions(outputs, nodes)
+    model, before = (convolutions(outputs, nodes, rank=rank) for _ in range(2))
     fold = example("05_own_pass/fold_batch_norm.py")["FoldBatchNormalizationPass"]()
     ir.passes.Sequential(passes.NormalizePass(), fold)(model)
     assert sum(node.op_type == "BatchNormalization" for node in model.graph) == 1 - folded
-    x = np.random.default_rng(1).standard_normal((5, 3, 8, 8)).astype(np.float32)
+    x = np.random.default_rng(1).standard_normal((5, 3, *[8] * rank)).astype(np.float32)
     with runtime.on_disk(before) as a, runtime.on_disk(model) as b:
         expected, found = (runtime.run(path, {"x": x}, level="none") for path in (a, b))
     for output, array in expected.items():

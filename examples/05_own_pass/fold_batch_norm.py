@@ -48,7 +48,8 @@ def conv_before(norm: ir.Node) -> ir.Node | None:
         return None
     alone = len(normalized.uses()) == 1 and not normalized.is_graph_output()
     weights = [*conv.inputs[1:], *norm.inputs[1:]]
-    own = all(w is not None and w.is_initializer() and len(w.uses()) == 1 for w in weights)
+    own = all(w is not None and w.is_initializer() and len(w.uses()) == 1
+              and not w.is_graph_output() for w in weights)  # fmt: skip
     return conv if alone and own else None
 
 
@@ -57,7 +58,8 @@ def fold(graph: ir.Graph, conv: ir.Node, norm: ir.Node) -> None:
     names = [str(value.name) for node in (conv, norm) for value in node.inputs[1:] if value]
     weight, bias, scale, shift, mean, variance = (weight_of(graph, name) for name in names)
     a = scale / np.sqrt(variance + norm.attributes.get_float("epsilon", 1e-5))  # [channels]
-    folded = weight * a[:, None, None, None], a * (bias - mean) + shift
+    column = a.reshape(-1, *[1] * (weight.ndim - 1))  # [channels, 1, …]
+    folded = column * weight, a * (bias - mean) + shift
     for name, array in zip(names, folded, strict=False):
         graph.initializers[name].const_value = ir.Tensor(array, name=name)
     result = norm.outputs[0].name
