@@ -67,5 +67,5 @@ def scaling(optimizer: OptimizerSpec, shrinks: bool, share: float) -> float:
 
 def first_beta(optimizer: OptimizerSpec) -> float:
     """β of the mean of gradients."""
-    betas = optimizer.arguments.get("betas", (0.9, 0.999))
-    return float(betas[0])
+    betas = optimizer.arguments.get("betas")
+    return float(betas[0]) if isinstance(betas, tuple) else 0.9
