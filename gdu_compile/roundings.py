@@ -6,6 +6,8 @@ bound that takes all roundings to go the same way.
 
 from __future__ import annotations
 
+from typing import Any
+
 from gdu_compile.optimizers import OptimizerSpec
 
 RECORDING = {
@@ -67,5 +69,8 @@ def scaling(optimizer: OptimizerSpec, shrinks: bool, share: float) -> float:
 
 def first_beta(optimizer: OptimizerSpec) -> float:
     """β of the mean of gradients."""
-    betas = optimizer.arguments.get("betas")
-    return float(betas[0]) if isinstance(betas, tuple) else 0.9
+    betas: Any = optimizer.arguments.get("betas", (0.9, 0.999))
+    try:
+        return float(betas[0])
+    except (TypeError, IndexError, ValueError):
+        return 0.9  # torch refuses it when the optimizer is built
