@@ -419,8 +419,10 @@ def synthetic_inputs(inputs: Sequence[ir.Value], rng: np.random.Generator) -> di
 
 
 def fixed_batch(inputs: Sequence[ir.Value]) -> int | None:
-    """The batch size that the model prescribes, or None."""
+    """The batch size that the model prescribes, or None; weights may be inputs, too (IR 3)."""
     for value in inputs:
+        if value.is_initializer():
+            continue
         if value.shape is not None and value.shape.rank() and isinstance(value.shape[0], int):
             return int(value.shape[0])
     return None

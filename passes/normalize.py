@@ -24,6 +24,8 @@ from gdu_compile.names import make_unique
 
 RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike",
           "Multinomial", "Bernoulli"}  # fmt: skip
+IR_VERSION = 8
+"""Of opset 18.  Before version 4 every initializer had to be an input, too."""
 
 
 class NormalizePass(GduPass):
@@ -54,6 +56,7 @@ class NormalizePass(GduPass):
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
         common.LiftSubgraphInitializersToMainGraphPass()(model)
         common.RemoveInitializersFromInputsPass()(model)
+        model.ir_version = max(model.ir_version, IR_VERSION)
         state.lifted = {
             name: node for name, node in constants.items() if name in model.graph.initializers
         }
