@@ -22,7 +22,7 @@ from test_torch_ops import ALL_CASES, as_torch, excluded, relevant
 
 import gdu_compile
 from gdu_compile.cli import run
-from gdu_compile.errors import InputError
+from gdu_compile.errors import InputError, UnsupportedError
 from gdu_compile.torch_backend import GraphModule, prepared
 from gdu_compile.torch_backend.module import to_tensor
 from gdu_compile.torch_backend.source import tensors_of, to_source
@@ -199,6 +199,48 @@ def test_names_of_the_model_are_no_code(tmp_path: Path) -> None:
     x = torch.ones(3, 2)
     assert same(emitted(x), module(x))
     assert float(module(x)[0, 0]) == 1 + sum(i * (99 if i % 2 else 1) for i in range(len(NAMES)))
+
+
+LONG = 'a name, and = (blanks) "in" it\'s ' * 5
+TEXTS: dict[str, tuple[str, dict[str, Any], str | None]] = {
+    "a string with blanks": ("Einsum", {"equation": "ij, kj" + " " * 90 + " -> ik"}, None),
+    "the name of an attribute": ("Relu", {"a=exit('owned'), b": 1}, "without the attribute \"a="),
+    "of another domain": ("com.microsoft::Gelu", {"a=exit('owned'), b": 1}, "the attribute \"a="),
+    "a graph": ("com.microsoft::Gelu", {"g": ir.Graph([], [], nodes=[], name="exit('owned')")},
+                "without the attribute 'g'"),
+    "a missing operator": ("Bernoulli", {"seed": 1.0}, "is not in the torch operator table"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", TEXTS)
+def test_texts_of_the_model_are_no_code(case: str, tmp_path: Path) -> None:
+    """What nodes and their attributes are called and hold, in lines of any length."""
+    operator, attributes, message = TEXTS[case]
+    domain, _, op_type = operator.rpartition("::")
+    x = ir.val("x", ir.DataType.FLOAT, [None, 3])
+    inputs = [x, x] if op_type == "Einsum" else [x]
+    node = ir.node(op_type, inputs, attributes, domain=domain, name=LONG, outputs=[ir.val("y")])
+    graph = ir.Graph([x], node.outputs, nodes=[node], opset_imports={"": 18, "com.microsoft": 1})
+    emitted, module = emitted_from(ir.Model(graph, ir_version=10), tmp_path)
+    if message is None:
+        assert same(emitted(torch.ones(2, 3)), module(torch.ones(2, 3)))
+        return
+    for each, error in ((emitted, NotImplementedError), (module, UnsupportedError)):
+        with pytest.raises(error) as caught:
+            each(torch.ones(2, 3))
+        assert message in str(caught.value) and repr(LONG) in str(caught.value)
+
+
+def test_long_names_of_scan_outputs(tmp_path: Path) -> None:
+    """The line that stacks them is broken where Python allows it."""
+    name = "a_long_name_of_an_output_" * 3
+    model = parse(f"""g (float[2] x, int64 n, bool t) => (float[m, 2] {name}) {{
+      {name} = Loop (n, t) <body = b (int64 i, bool c) => (bool c2, float[2] {name}_inner) {{
+          c2 = Identity(c)  {name}_inner = Neg(x) }}> }}""")  # fmt: skip
+    emitted, module = emitted_from(model, tmp_path)
+    for steps in (0, 2):
+        inputs = (torch.ones(2), torch.tensor(steps), torch.tensor(True))
+        assert same(emitted(*inputs), module(*inputs))
 
 
 def test_a_missing_operator_is_named_when_it_is_reached(tmp_path: Path) -> None:

@@ -198,16 +198,31 @@ def function_of(node: ir.Node, opset: int) -> partial[Any]:
     """The operator table's function with the node's attributes.
 
     Raises:
-        UnsupportedError: the table lacks the operator.
+        UnsupportedError: the table lacks the operator, or one of its attributes.
     """
     function = registry.lookup(node.op_type, opset, domain=node.domain)
-    attributes = {name: attribute_value(a) for name, a in node.attributes.items()}
+    return partial(function, **attributes_of(node, function))
+
+
+def attributes_of(node: ir.Node, function: Callable[..., Any]) -> dict[str, Any]:
+    """The keywords that the operator table's function is called with.
+
+    Raises:
+        UnsupportedError: the function does not know one of the attributes.
+    """
     parameters = inspect.signature(function).parameters
-    if "num_outputs_" in parameters:
+    names = {name for name, each in parameters.items() if each.kind == each.KEYWORD_ONLY}
+    if unknown := sorted(set(node.attributes) - names):
+        raise UnsupportedError(
+            f"operator {node.domain or 'ai.onnx'}::{node.op_type} is in the torch operator table "
+            f"without the attribute {', '.join(map(repr, unknown))}"
+        )
+    attributes = {name: attribute_value(a) for name, a in node.attributes.items()}
+    if "num_outputs_" in names:
         attributes["num_outputs_"] = len(node.outputs)
-    if "dtypes_" in parameters:
+    if "dtypes_" in names:
         attributes["dtypes_"] = [dtype_of(value) for value in node.inputs]
-    return partial(function, **attributes)
+    return attributes
 
 
 def dtype_of(value: ir.Value | None) -> int | None:
@@ -249,6 +264,8 @@ def attribute_value(attribute: ir.Attr) -> Any:
         return attribute.as_string()
     if attribute.type == ir.AttributeType.STRINGS:
         return list(attribute.as_strings())
+    if attribute.type == ir.AttributeType.TYPE_PROTO:
+        return None  # of Optional, which does not ask
     if isinstance(attribute.value, Iterable):
         return list(attribute.value)
     return attribute.value

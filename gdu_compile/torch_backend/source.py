@@ -25,7 +25,7 @@ from gdu_compile.names import identifier
 from gdu_compile.torch_backend import ops_elementwise, ops_unsigned, registry
 from gdu_compile.torch_backend.control_flow import Stack, of_each
 from gdu_compile.torch_backend.excerpt import Excerpt, fresh
-from gdu_compile.torch_backend.module import GraphModule, attribute_value
+from gdu_compile.torch_backend.module import GraphModule, attributes_of
 from gdu_compile.version import __version__
 
 WIDTH = 100
@@ -33,6 +33,8 @@ SMALL = 8
 """Elements of a constant that is written as numbers."""
 RESERVED = {"Model", "Path", "count", "load_file", "number", "self", "tensors", "torch", "weights"}
 QUOTES = {'"', "\\"}
+STRING, GLUE = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", "\0"
+"""A literal as repr writes it, and what a blank in it is while the line is broken."""
 UNSIGNED = {ir.DataType.UINT16, ir.DataType.UINT32, ir.DataType.UINT64}
 
 SIGNS: dict[Any, str] = {
@@ -182,12 +184,14 @@ class Writer:
     def add(self, depth: int, text: str, comment: str = "") -> None:
         """One line; a call that is too long is broken after its parenthesis."""
         indent, after = "    " * depth, f"  # {comment}" if comment else ""
-        start = text.find("(", text.find(" = ") + 1)
+        start = text.find("(")
         if len(indent + text + after) <= WIDTH or start < 0 or not text.endswith(")"):
             self.lines.append(f"{indent}{text}{after}")
             return
-        inside = textwrap.wrap(text[start + 1 : -1], WIDTH - len(indent) - 4,
-                               break_long_words=False, break_on_hyphens=False)  # fmt: skip
+        whole = re.sub(STRING, lambda string: string[0].replace(" ", GLUE), text[start + 1 : -1])
+        parts = textwrap.wrap(whole, WIDTH - len(indent) - 4, break_long_words=False,
+                              break_on_hyphens=False)  # fmt: skip
+        inside = [part.replace(GLUE, " ") for part in parts]
         self.lines += [f"{indent}{text[: start + 1]}", *(f"{indent}    {part}" for part in inside),
                        f"{indent}){after}"]  # fmt: skip
 
@@ -219,11 +223,12 @@ class Writer:
         """One call; False when the operator is missing: then a ``raise``."""
         try:
             function = registry.lookup(node.op_type, self.opset, domain=node.domain)
+            attributes = attributes_of(node, function)
         except UnsupportedError as error:
             text = f"node {called(node)}: {error.message}"
             self.add(depth, f"raise NotImplementedError({text!r})")
             return False
-        text = self.expression(node, function)
+        text = self.expression(node, function, attributes)
         if not returns_tuple(function, len(node.outputs)):
             self.assign(depth, node.outputs[0], text)
             return True
@@ -235,20 +240,19 @@ class Writer:
         self.add(depth, f") = {text}")
         return True
 
-    def expression(self, node: ir.Node, function: Callable[..., Any]) -> str:
+    def expression(
+        self, node: ir.Node, function: Callable[..., Any], attributes: dict[str, Any]
+    ) -> str:
         """What a node computes: an operator of Python, a method, or a call."""
         arguments = [self.ref(value) for value in node.inputs]
-        attributes = {name: attribute_value(a) for name, a in sorted(node.attributes.items())}
         names = inspect.signature(function).parameters
-        if "num_outputs_" in names:
-            attributes["num_outputs_"] = len(node.outputs)
         function = plain(function, node.inputs)
         sign = SIGNS.get(function) if not hasattr(function, "__code__") else None
         if sign is not None:
             return f"{arguments[0]} {sign} {arguments[1]}"
         if node.op_type == "Cast" and not node.domain:
             return f"{arguments[0]}.to({ops_elementwise.torch_dtype(attributes['to'])})"
-        arguments += [f"{name}={literal(value)}" for name, value in attributes.items()
+        arguments += [f"{name}={literal(value)}" for name, value in sorted(attributes.items())
                       if name not in names or value != names[name].default]  # fmt: skip
         return f"{self.helper(node.op_type, function)}({', '.join(arguments)})"
 
@@ -356,7 +360,8 @@ class Writer:
             rows_ = f"{name}[::-1]" if stack.to_front else name
             empty = stack.empty(None)
             none = f"torch.empty({list(empty.shape)}, dtype={empty.dtype}, device={self.device()})"
-            self.assign(depth, output, f"torch.stack({rows_}, {stack.axis}) if {name} else {none}")
+            joined = f"torch.stack({rows_}, {stack.axis})"
+            self.assign(depth, output, f"({joined} if {name} else {none})")
 
 
 def plain(function: Callable[..., Any], inputs: Sequence[ir.Value | None]) -> Callable[..., Any]:
@@ -426,4 +431,7 @@ def literal(value: Any) -> str:
         return text if value.numel() else f"{text}.reshape({list(value.shape)})"
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(literal, value))}]"
+    if value is not None and not isinstance(value, int | float | str):
+        raise UnsupportedError(f"an attribute with {type(value).__name__} as its value cannot be "
+                               "written as Python source")  # fmt: skip
     return f"float({str(value)!r})" if str(value) in {"nan", "inf", "-inf"} else repr(value)
