@@ -64,6 +64,13 @@ class IfConversionPass(GduPass):
             if is_if(node)
             for problem in self.problems(node)
         ]
+        problems += [
+            f"{called(node)}: stands in the function {function.name!r}; inline it with "
+            "onnx_ir.passes.common.InlinePass, or begin with NormalizePass"
+            for function in model.functions.values()
+            for node in ir.traversal.RecursiveGraphIterator(function.graph)
+            if is_if(node)
+        ]
         if problems:
             raise UnsupportedError("an If cannot be computed in both branches", problems)
         make_unique(model)
@@ -110,6 +117,9 @@ def pair_problem(
     output: ir.Value, then: ir.Value, otherwise: ir.Value, *, ours: bool
 ) -> str | None:
     """Why Where cannot choose between two values, or None."""
+    for value in (output, then, otherwise):
+        if value.type is not None and not isinstance(value.type, ir.TensorType):
+            return f"output {output.name!r} is {value.type}, and Where takes tensors only"
     dtype = then.dtype or output.dtype
     if dtype not in WHERE and dtype not in DETOUR:
         return f"output {output.name!r} is {dtype}, which Where does not take"

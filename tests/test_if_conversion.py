@@ -207,6 +207,20 @@ REFUSED: dict[str, tuple[str, bool, str]] = {
              y = Identity(named) }""",
         True, "'named' is UINT64",
     ),
+    "sequences": (
+        """g (bool c, float[2] x) => (float[2] y) {
+             named = If (c) <then_branch = t () => (seq(float[2]) p) { p = SequenceConstruct(x) },
+                             else_branch = e () => (seq(float[2]) q) { q = SequenceConstruct(x) }>
+             i = Constant <value = int64 {0}> ()  y = SequenceAt(named, i) }""",
+        True, "'named' is Sequence(Tensor(FLOAT)), and Where takes tensors only",
+    ),
+    "in a function": (
+        """g (bool c, float[2] x) => (float[2] y) { y = local.f(c, x) }
+           <domain: "local", opset_import: ["" : 18]> f (c, x) => (named) {
+             named = If (c) <then_branch = t () => (float[2] p) { p = Neg(x) },
+                             else_branch = e () => (float[2] q) { q = Abs(x) }> }""",
+        True, "of 'named': stands in the function 'f'; inline it",
+    ),
 }  # fmt: skip
 
 
