@@ -187,18 +187,21 @@ def check_outputs(
                          [f"passes: {', '.join(names)}"])  # fmt: skip
     if options.dry_run:
         return
-    outputs = []
+    outputs: list[Path] = []
+    forms: list[Path] = []
     if options.output is not None and options.emit != "torch":
         outputs.append(options.output)
         if options.confirm and options.stop_after is None:
             outputs.append(trained_name(options.output))
     if options.output is not None and options.emit != "onnx":
         emit_torch.check_torch_output(options.output, force=options.force, inputs=inputs)
+        forms = emit_torch.torch_files(options.output)
     if options.dump_dir is not None:
         outputs += [dump_name(options.dump_dir, index, name) for index, name in enumerate(names)]
     for path in outputs:
         model_io.check_output(path, force=options.force, inputs=inputs)
-    twice = [path for path, n in Counter(path.resolve() for path in outputs).items() if n > 1]
+    written = Counter(path.resolve() for path in (*outputs, *forms))
+    twice = [path for path, n in written.items() if n > 1]
     if twice:
         raise InputError(f"{twice[0]}: would be written twice; choose another -o or --dump-dir")
 

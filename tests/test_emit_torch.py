@@ -316,6 +316,16 @@ def test_files_that_exist(taken: str, given: dict[str, Any]) -> None:
     assert file.read_bytes() != b"mine"
 
 
+@pytest.mark.parametrize("name", ["net.py", "net.pt2"])
+@pytest.mark.parametrize("force", [False, True])
+def test_one_name_for_two_files(name: str, force: bool, given: dict[str, Any]) -> None:
+    """The ONNX file and the torch form: refused before anything is written."""
+    output = given["output"].with_name(name)
+    with pytest.raises(InputError, match="would be written twice"):
+        gdu_compile.compile(**{**given, "output": output}, emit="both", force=force)
+    assert sorted(file.name for file in output.parent.iterdir()) == ["net.onnx", "w.npz"]
+
+
 def test_inputs_are_not_replaced(given: dict[str, Any]) -> None:
     """Not even with force."""
     weights = given["output"].with_name("net.gdu.safetensors")
