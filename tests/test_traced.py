@@ -210,6 +210,32 @@ def test_learn_is_refused(tmp_path: Path) -> None:
         gdu_compile.export_torch(extended, output=tmp_path / "net.pt2")
 
 
+@pytest.mark.parametrize("operator", ["MaxPool", "AveragePool"])
+def test_pooling_of_images_of_any_size(operator: str) -> None:
+    """A rest of the image that no window looks at fixes nothing, and is not cut off."""
+    model = parse(f"""g (float[N, 1, H, W] x) => (float[N, 1, h, w] y) {{
+                       y = {operator} <kernel_shape = [2, 2], strides = [2, 2]> (x) }}""")
+    module = lower_to_torch(model, ())
+    sizes = {axis: torch.export.Dim(name) for axis, name in ((0, "N"), (2, "H"), (3, "W"))}
+    program = torch.export.export(module, (torch.zeros(5, 1, 7, 9),),
+                                  dynamic_shapes=((sizes,),), strict=True)  # fmt: skip
+    for shape in ((1, 1, 7, 9), (3, 1, 8, 5)):
+        x = torch.randn(shape)
+        assert torch.equal(program.module()(x), module(x))
+
+
+@pytest.mark.slow
+def test_the_refusal_says_which_size(tmp_path: Path) -> None:
+    """torch.export's reason is in the lines after its first."""
+    base = parse("""g (float[N, 1, H, W] x) => (float[N, 2] y) {
+        c = Conv <kernel_shape = [3, 3]> (x, K)  p = GlobalAveragePool(c)  y = Flatten(p) }""",
+                 {"K": np.ones((2, 1, 3, 3), dtype=np.float32)})  # fmt: skip
+    oracle = {"K": np.zeros((2, 1, 3, 3), dtype=np.float32)}
+    extended = gdu_compile.compile(base, oracle, confirm=False).extended
+    with pytest.raises(UnsupportedError, match=r"Not all values of [HW]"):
+        gdu_compile.export_torch(extended, output=tmp_path / "net.pt2")
+
+
 # name → a graph of x: float[3], n: int64
 TRACED = {
     "If": """g (float[3] x, int64 n) => (float[3] y) {

@@ -41,7 +41,9 @@ def save_program(model: ir.Model, module: GraphModule, path: Path) -> None:
         program = torch.export.export(module, tuple(examples), dynamic_shapes=(dynamic,),
                                       strict=True)  # fmt: skip
     except Exception as error:  # torch.export raises whatever its parts do
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        lines = str(error).splitlines() or [type(error).__name__]
+        details = [line.strip(" -") for line in lines[1:] if line.startswith("  - ")]
+        reason = " ".join([lines[0], *details[:1]])
         raise UnsupportedError(
             f"torch.export cannot trace this model ({type(error).__name__}: {reason}); "
             "the form of NAME.py takes every model"

@@ -19,7 +19,7 @@ class Window:
         sides: (begin, end) padding of each axis.
         places: how often the window is put down along each axis.
         beyond: by how much the last place of each axis exceeds the padded axis
-            (ceil_mode); negative where a rest of the axis is not looked at.
+            (ceil_mode).
     """
 
     def __init__(
@@ -47,7 +47,8 @@ class Window:
                 if (places - 1) * stride >= self.sizes[i] + begin:
                     places -= 1  # a window must not start in the padding at the end
             self.places.append(places)
-            self.beyond.append((places - 1) * stride + reach - length)
+            # Without ceil_mode no comparison, which would fix a size while torch.export traces.
+            self.beyond.append(max(0, (places - 1) * stride + reach - length) if ceil_mode else 0)
 
     def pad(self, x: Tensor, value: float) -> Tensor:
         """``x`` with all its padding, so that the window fits exactly."""
