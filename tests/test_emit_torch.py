@@ -231,6 +231,19 @@ def test_texts_of_the_model_are_no_code(case: str, tmp_path: Path) -> None:
         assert message in str(caught.value) and repr(LONG) in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["_", "-", "nnf", "torch", "load_file"])
+def test_names_that_the_file_uses(name: str, tmp_path: Path) -> None:
+    """``_`` takes the outputs that nobody reads, nnf.mish is called by Mish."""
+    model = parse("""g (float[4] x) => (float[4] y) { d = Neg(x)  v, i = TopK(x, k)  e = Mish(d)
+                      f = Cast <to = 1> (i)  t = Add(f, v)  u = Add(t, e)  y = Add(u, d) }""",
+                  {"k": np.array([4])})  # fmt: skip
+    model.opset_imports[""] = 20
+    ir.convenience.rename_values(model.graph.node(0).outputs[0], name)
+    emitted, module = emitted_from(model, tmp_path)
+    x = torch.tensor([3.0, -1.0, 2.0, 7.0])
+    assert same(emitted(x), module(x))
+
+
 def test_long_names_of_scan_outputs(tmp_path: Path) -> None:
     """The line that stacks them is broken where Python allows it."""
     name = "a_long_name_of_an_output_" * 3

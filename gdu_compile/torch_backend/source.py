@@ -31,7 +31,8 @@ from gdu_compile.version import __version__
 WIDTH = 100
 SMALL = 8
 """Elements of a constant that is written as numbers."""
-RESERVED = {"Model", "Path", "count", "load_file", "number", "self", "tensors", "torch", "weights"}
+RESERVED = {"_", "Model", "Path", "count", "load_file", "nnf", "number", "self", "tensors",
+            "torch", "weights"}  # fmt: skip
 QUOTES = {'"', "\\"}
 STRING, GLUE = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", "\0"
 """A literal as repr writes it, and what a blank in it is while the line is broken."""
