@@ -19,7 +19,7 @@ from gdu_compile.oracles.nearest_mean import nearest_mean
 from gdu_compile.oracles.perceptron import perceptron
 from gdu_compile.oracles.problem import Problem
 from gdu_compile.oracles.ridge import ridge
-from gdu_compile.oracles.traced import adam, build_own, is_class_name, sgd
+from gdu_compile.oracles.traced import adam, build_own, evolution, is_class_name, sgd
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +35,7 @@ ORACLES: dict[str, Builder] = {
     "exhaustive": exhaustive,
     "sgd": sgd,
     "adam": adam,
+    "evolution": evolution,
 }
 """The included ones: name → function of a Problem and keyword arguments."""
 

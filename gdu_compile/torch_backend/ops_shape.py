@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from gdu_compile.errors import UnsupportedError
 from gdu_compile.torch_backend.memory import fresh
@@ -82,7 +83,9 @@ def space_to_depth(x: Tensor, *, blocksize: int, mode: str = "DCR") -> Tensor:
 def concat(*inputs: Tensor, axis: int) -> Tensor:
     first = inputs[0]
     columns = first.ndim > 1 and first.shape[-1] == 1 and axis in (-1, first.ndim - 1)
-    if not columns or any(x.shape != first.shape or x.requires_grad for x in inputs):
+    if not columns or any(
+        x.shape != first.shape or x.requires_grad or is_functorch_wrapped_tensor(x) for x in inputs
+    ):
         return torch.cat(inputs, axis)
     # torch.cat takes five times as long to place single columns beside each other.
     joined = fresh((*first.shape[:-1], len(inputs)), first.dtype, first.device)

@@ -128,7 +128,8 @@ class GradientDescent:
 
     Args:
         base: the base network.
-        lr: the learning rate.
+        lr: the learning rate of the first step.
+        schedule: "linear", down to 0 after the last step, or "constant".
         steps: how many steps.
         batch_size: samples a step; None for all of them.
         seed: of the order of the samples.
@@ -138,10 +139,17 @@ class GradientDescent:
     """Names of the tensors that are kept for each weight, 0 at the start."""
 
     def __init__(
-        self, base: Base, *, lr: float, steps: int, batch_size: int | None, seed: int
-    ) -> None:
-        self.base, self.lr, self.steps = base, lr, steps
+        self, base: Base, *, lr: float, schedule: str, steps: int, batch_size: int | None,
+        seed: int,
+    ) -> None:  # fmt: skip
+        self.base, self.lr, self.schedule, self.steps = base, lr, schedule, steps
         self.batch_size, self.seed = batch_size, seed
+
+    def rate(self, i: Tensor) -> Tensor:
+        """The learning rate of step i, float64."""
+        if self.schedule == "constant":
+            return torch.tensor(self.lr, dtype=torch.float64)
+        return self.lr * (self.steps - i).to(torch.float64) / self.steps
 
     def init(self, seed: int) -> State:
         """The initial weights, and memories of 0."""
@@ -151,15 +159,19 @@ class GradientDescent:
         return state
 
     def step(self, state: State, X: Inputs, Y: Tensor, i: Tensor) -> State:  # noqa: N803
-        """One step."""
-        weights = {name: state[name] for name in self.base.weights}
-        gradients = torch.func.grad(self.base.loss)(weights, X, Y)
+        """One step along the derivative of the loss."""
+        weights = self.weights(state)
+        return self.updated(state, torch.func.grad(self.base.loss)(weights, X, Y), i)
+
+    def updated(self, state: State, gradients: State, i: Tensor) -> State:
+        """All weights and their memories after step i."""
         after: State = {}
-        for name, weight in weights.items():
-            memories = [state[f"{memory} {name}"] for memory in self.memories]
-            keys = [name, *(f"{memory} {name}" for memory in self.memories)]
-            after |= zip(keys, self.update(i, weight, gradients[name], *memories), strict=True)
-        return {key: after[key] for key in state}
+        for name, weight in self.weights(state).items():
+            keys = [f"{memory} {name}" for memory in self.memories]
+            memories = [state[key] for key in keys]
+            after |= zip([name, *keys], self.update(i, weight, gradients[name], *memories),
+                         strict=True)  # fmt: skip
+        return after
 
     def update(
         self, i: Tensor, weight: Tensor, gradient: Tensor, *memories: Tensor
@@ -178,10 +190,11 @@ class SGD(GradientDescent):
     memories = ("momentum",)
 
     def __init__(
-        self, base: Base, *, lr: float, momentum: float, steps: int, batch_size: int | None,
-        seed: int,
+        self, base: Base, *, lr: float, momentum: float, schedule: str, steps: int,
+        batch_size: int | None, seed: int,
     ) -> None:  # fmt: skip
-        super().__init__(base, lr=lr, steps=steps, batch_size=batch_size, seed=seed)
+        super().__init__(base, lr=lr, schedule=schedule, steps=steps, batch_size=batch_size,
+                         seed=seed)  # fmt: skip
         self.momentum = momentum
 
     def update(
@@ -189,7 +202,7 @@ class SGD(GradientDescent):
     ) -> tuple[Tensor, ...]:
         """v ← μ·v + g, w ← w − η·v."""
         velocity = self.momentum * memories[0] + gradient
-        return weight - self.lr * velocity, velocity
+        return weight - self.rate(i).to(weight.dtype) * velocity, velocity
 
 
 class Adam(GradientDescent):
@@ -201,11 +214,12 @@ class Adam(GradientDescent):
     def update(
         self, i: Tensor, weight: Tensor, gradient: Tensor, *memories: Tensor
     ) -> tuple[Tensor, ...]:
-        """w ← w − η·m̂/(√v̂ + ε); the corrections of m and v are taken in float64."""
+        """w ← w − η·m̂/(√v̂ + ε); η and the corrections of m and v are taken in float64."""
         mean = self.beta1 * memories[0] + (1 - self.beta1) * gradient
         square = self.beta2 * memories[1] + (1 - self.beta2) * gradient * gradient
         t = (i + 1).to(torch.float64)
-        correction = [(1 - torch.tensor(beta, dtype=torch.float64) ** t).to(weight.dtype)
-                      for beta in (self.beta1, self.beta2)]  # fmt: skip
-        root = torch.sqrt(square / correction[1]) + self.epsilon
-        return weight - self.lr / correction[0] * mean / root, mean, square
+        first, second = (1 - torch.tensor(beta, dtype=torch.float64) ** t
+                         for beta in (self.beta1, self.beta2))  # fmt: skip
+        root = torch.sqrt(square / second.to(weight.dtype)) + self.epsilon
+        rate = (self.rate(i) / first).to(weight.dtype)
+        return weight - rate * mean / root, mean, square

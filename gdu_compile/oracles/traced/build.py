@@ -22,7 +22,8 @@ from gdu_compile.oracles.traced import rules_shape as rules_shape
 from gdu_compile.oracles.traced.base import Oracle, State
 from gdu_compile.oracles.traced.compare import Traced
 from gdu_compile.oracles.traced.emit import Emitter, constant, onnx_dtype
-from gdu_compile.oracles.traced.order import emit_order, order_of
+from gdu_compile.oracles.traced.order import order_of
+from gdu_compile.oracles.traced.random import PRIME
 from gdu_compile.oracles.traced.trace import Decompositions, trace
 from gdu_compile.torch_backend import to_array, to_tensor
 
@@ -120,8 +121,7 @@ class Build:
         remove_unused(graph)
         model.meta[ORIGINAL] = Traced(
             self.called, self.oracle, self.step_model(), list(self.state),
-            order_of(self.problem.samples, self.oracle.steps, self.batch, self.oracle.seed)
-            if self.batch < self.problem.samples else None,
+            self.order(self.seed).numpy() if self.in_batches else None,
         )  # fmt: skip
         return model
 
@@ -136,14 +136,31 @@ class Build:
         refuse_labels([*fields])
         return fields, labels
 
+    @property
+    def in_batches(self) -> bool:
+        """Whether a step takes some of the samples only."""
+        return self.batch < self.problem.samples
+
+    @property
+    def seed(self) -> Tensor:
+        """The seed, of which hashes take the rest."""
+        return torch.tensor(self.oracle.seed % PRIME)
+
+    def order(self, seed: Tensor) -> Tensor:
+        """Which samples each step takes."""
+        return order_of(self.problem.samples, self.oracle.steps, self.batch, seed)
+
+    def emitted_order(self, b: Builder) -> ir.Value:
+        """The same as nodes; the seed goes in as a tensor, or the result would be a constant."""
+        traced = trace(lambda seed: [self.order(seed)], [self.seed], f"the order of {self.called}")
+        seed = b.constant(to_array(self.seed), "seed")
+        return Emitter(b, b, "order_").run(traced, [seed])[0]
+
     def loop(
         self, b: Builder, states: Sequence[ir.Value], fields: Sequence[ir.Value], labels: ir.Value
     ) -> list[ir.Value]:
         """The Loop over the steps; returns the last state."""
-        order = None
-        if self.batch < self.problem.samples:
-            order = emit_order(b, self.problem.samples, self.oracle.steps, self.batch,
-                               self.oracle.seed)  # fmt: skip
+        order = self.emitted_order(b) if self.in_batches else None
         trips = b.constant(np.array(self.oracle.steps, dtype=np.int64), "steps")
         goes_on = b.constant(np.array(True), "yes")
         inner = Builder(b.names, self.called)

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 import torch
 from torch import Tensor
@@ -20,7 +21,6 @@ from gdu_compile import runtime
 from gdu_compile.digits import Array
 from gdu_compile.errors import InputError
 from gdu_compile.oracles.traced.base import Oracle, State
-from gdu_compile.oracles.traced.order import Integers
 from gdu_compile.report import OriginalCheck
 from gdu_compile.torch_backend import to_array, to_tensor
 
@@ -85,7 +85,7 @@ class Traced:
     oracle: Oracle
     step_model: ir.Model
     keys: list[str]
-    order: Integers | None
+    order: npt.NDArray[np.int64] | None
 
     def check(self, samples: Sequence[Array], labels: Array) -> list[Difference]:
         """Compare the first steps; each begins with the original's state.

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 import torch
 
@@ -226,12 +227,33 @@ def missing_rules(trace: torch.fx.GraphModule) -> list[str]:
 
 
 def constant(b: Builder, array: Any, name: str) -> ir.Value:
-    """A Constant node, or ConstantOfShape where a larger one is the same everywhere."""
+    """A Constant node; a larger one of equal numbers, or of numbers counted up, is computed."""
     if array.size > SMALL and array.tobytes() == array.flat[0].tobytes() * array.size:
         value = ir.tensor(array.reshape(-1)[:1].copy(), name=f"{name}_of_shape")
         return b.op("ConstantOfShape", b.ints(array.shape, f"{name}_shape"), name=name,
                     dtype=value.dtype, shape=array.shape, value=value)  # fmt: skip
+    if array.size > SMALL and array.dtype == np.int64 and is_count(array):
+        return counted(b, array, name)
     return b.constant(np.ascontiguousarray(array).reshape(array.shape), name)
+
+
+def is_count(array: npt.NDArray[np.int64]) -> bool:
+    """Whether its elements follow each other by 1."""
+    return bool((np.diff(array.reshape(-1)) == 1).all())
+
+
+def counted(b: Builder, array: npt.NDArray[np.int64], name: str) -> ir.Value:
+    """Such a constant as a Range."""
+    begin = int(array.flat[0])
+    first, last, one = (
+        b.constant(np.array(number, dtype=np.int64), f"{name}_{part}")
+        for part, number in (("first", begin), ("end", begin + array.size), ("one", 1))
+    )
+    flat = b.op("Range", first, last, one, name=name, dtype=ir.DataType.INT64, shape=[array.size])
+    if array.ndim == 1:
+        return flat
+    return b.op("Reshape", flat, b.ints(array.shape, f"{name}_shape"), name=name,
+                dtype=ir.DataType.INT64, shape=array.shape)  # fmt: skip
 
 
 def form(x: Number) -> torch.Tensor | float:

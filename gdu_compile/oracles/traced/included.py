@@ -1,4 +1,4 @@
-"""Gradient descent on the base itself as an oracle: sgd and adam."""
+"""The base itself trained by an oracle: sgd, adam and evolution."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ import onnx_ir as ir
 from gdu_compile.errors import InputError
 from gdu_compile.oracles.problem import Problem
 
+SCHEDULES = ("linear", "constant")
+
 
 def sgd(
     problem: Problem,
     *,
-    lr: float = 0.03,
+    lr: float = 0.04,
     momentum: float = 0.9,
+    schedule: str = "linear",
     steps: int = 500,
     batch_size: int | None = 64,
     seed: int = 0,
@@ -34,8 +37,9 @@ def sgd(
 
     Args:
         problem: what the oracle is built for.
-        lr: the learning rate η.
+        lr: the learning rate η of the first step.
         momentum: μ, 0 or more and below 1.
+        schedule: "linear": η falls to 0 by the last step; "constant": it stays.
         steps: how many steps.
         batch_size: samples a step; None for all of them.
         seed: of the order of the samples.
@@ -53,19 +57,21 @@ def sgd(
         >>> list(run_alone(algorithm, {"x": x}, y))
         ['fc1.weight', 'fc1.bias', 'fc2.weight', 'fc2.bias']
     """
-    check("sgd", lr=lr, momentum=momentum, steps=steps, batch_size=batch_size, seed=seed)
+    check("sgd", lr=lr, momentum=momentum, schedule=schedule, steps=steps, batch_size=batch_size,
+          seed=seed)  # fmt: skip
     from gdu_compile.oracles.traced.base import SGD, Base  # torch takes a second
     from gdu_compile.oracles.traced.build import build_traced
 
-    oracle = SGD(Base(problem), lr=lr, momentum=momentum, steps=steps, batch_size=batch_size,
-                 seed=seed)  # fmt: skip
+    oracle = SGD(Base(problem), lr=lr, momentum=momentum, schedule=schedule, steps=steps,
+                 batch_size=batch_size, seed=seed)  # fmt: skip
     return build_traced(problem, oracle, "sgd")
 
 
 def adam(
     problem: Problem,
     *,
-    lr: float = 0.005,
+    lr: float = 0.01,
+    schedule: str = "linear",
     steps: int = 500,
     batch_size: int | None = 64,
     seed: int = 0,
@@ -81,7 +87,8 @@ def adam(
 
     Args:
         problem: what the oracle is built for.
-        lr: the learning rate η.
+        lr: the learning rate η of the first step.
+        schedule: "linear": η falls to 0 by the last step; "constant": it stays.
         steps: how many steps.
         batch_size: samples a step; None for all of them.
         seed: of the order of the samples.
@@ -101,12 +108,73 @@ def adam(
         >>> bool(np.mean(logits.argmax(axis=1) == y) > 0.85)
         True
     """
-    check("adam", lr=lr, steps=steps, batch_size=batch_size, seed=seed)
+    check("adam", lr=lr, schedule=schedule, steps=steps, batch_size=batch_size, seed=seed)
     from gdu_compile.oracles.traced.base import Adam, Base  # torch takes a second
     from gdu_compile.oracles.traced.build import build_traced
 
-    oracle = Adam(Base(problem), lr=lr, steps=steps, batch_size=batch_size, seed=seed)
+    oracle = Adam(Base(problem), lr=lr, schedule=schedule, steps=steps, batch_size=batch_size,
+                  seed=seed)  # fmt: skip
     return build_traced(problem, oracle, "adam")
+
+
+def evolution(
+    problem: Problem,
+    *,
+    lr: float = 0.003,
+    sigma: float = 0.02,
+    pairs: int = 16,
+    momentum: float = 0.9,
+    schedule: str = "linear",
+    steps: int = 500,
+    batch_size: int | None = 256,
+    seed: int = 0,
+) -> ir.Model:
+    """An evolution strategy on all weights of the base: it takes losses only, no derivative.
+
+    In each step ``pairs`` vectors ε of random signs are drawn; f is loss(w + σε) − loss(w − σε) on
+    one mini-batch, and g = Σ f·ε/(√pairs·F) takes the place of the gradient, F² a running average
+    of f²: v ← μ·v + g, w ← w − η·v.  The signs are bits of hashes of (seed, step, place), which are
+    computed in the graph.
+
+    Source: Salimans et al., Evolution Strategies as a Scalable Alternative, arXiv 1703.03864
+    Cost: 2·pairs forward runs of a mini-batch in each step, in an ONNX Loop
+
+    Limits: as ``sgd``; the more weights, the more pairs or steps it takes.
+
+    Args:
+        problem: what the oracle is built for.
+        lr: the learning rate η of the first step.
+        sigma: σ, how far the weights are moved.
+        pairs: how many ε a step.
+        momentum: μ, 0 or more and below 1.
+        schedule: "linear": η falls to 0 by the last step; "constant": it stays.
+        steps: how many steps.
+        batch_size: samples a step; None for all of them.
+        seed: of the order of the samples and of ε.
+
+    Raises:
+        InputError: an argument is out of its range; all are named.
+        UnsupportedError: torch cannot run the base, or the batch of bases has no ONNX form.
+
+    Example:
+        >>> import numpy as np
+        >>> from gdu_compile.oracles import problem_of, run_alone
+        >>> with np.load("models/iris.npz") as data:
+        ...     x, y = data["x"], data["y"]
+        >>> algorithm = evolution(problem_of("models/iris_binary.onnx", len(y)), steps=100)
+        >>> list(run_alone(algorithm, {"x": x}, y))
+        ['fc1.weight', 'fc1.bias', 'fc2.weight', 'fc2.bias']
+    """
+    check("evolution", lr=lr, sigma=sigma, pairs=pairs, momentum=momentum, schedule=schedule,
+          steps=steps, batch_size=batch_size, seed=seed)  # fmt: skip
+    from gdu_compile.oracles.traced.base import Base  # torch takes a second
+    from gdu_compile.oracles.traced.build import build_traced
+    from gdu_compile.oracles.traced.evolution import Evolution
+
+    oracle = Evolution(Base(problem), lr=lr, sigma=sigma, pairs=pairs, momentum=momentum,
+                       schedule=schedule, steps=steps, batch_size=batch_size,
+                       seed=seed)  # fmt: skip
+    return build_traced(problem, oracle, "evolution")
 
 
 def check(name: str, **arguments: Any) -> None:
@@ -115,12 +183,14 @@ def check(name: str, **arguments: Any) -> None:
     for key, value in arguments.items():
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         whole = number and isinstance(value, int)
-        if key == "lr" and not (number and 0 < value < math.inf):
-            problems.append(f"lr={value!r} has to be a number above 0")
+        if key in ("lr", "sigma") and not (number and 0 < value < math.inf):
+            problems.append(f"{key}={value!r} has to be a number above 0")
         if key == "momentum" and not (number and 0 <= value < 1):
             problems.append(f"momentum={value!r} has to be a number, 0 or more and below 1")
-        if key == "steps" and not (whole and value > 0):
-            problems.append(f"steps={value!r} has to be a whole number above 0")
+        if key == "schedule" and value not in SCHEDULES:
+            problems.append(f"schedule={value!r} has to be one of {', '.join(SCHEDULES)}")
+        if key in ("steps", "pairs") and not (whole and value > 0):
+            problems.append(f"{key}={value!r} has to be a whole number above 0")
         if key == "batch_size" and value is not None and not (whole and value > 0):
             problems.append(f"batch_size={value!r} has to be a whole number above 0, or None")
         if key == "seed" and not (whole and value >= 0):

@@ -8,7 +8,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from gdu_compile.oracles.traced.emit import Emitter, Number, aten, form
+from gdu_compile.oracles.traced.emit import Emitter, Number, aten, form, sizes_of
 
 UNARY = {
     "abs": "Abs", "acos": "Acos", "acosh": "Acosh", "asin": "Asin", "asinh": "Asinh",
@@ -91,9 +91,26 @@ def right_shift(e: Emitter, out: Tensor, x: ir.Value, places: int) -> ir.Value:
     if places >= torch.iinfo(out.dtype).bits - 1:
         below = e.op("Less", x, e.number(0, out.dtype), like=out, dtype=torch.bool)
         return e.op("Where", below, e.number(-1, out.dtype), e.number(0, out.dtype), like=out)
-    power = e.number(2**places, out.dtype)
-    whole = e.op("Sub", x, e.op("Mod", x, power, like=out), like=out)
-    return e.op("Div", whole, power, like=out)
+    upper = e.op("BitwiseAnd", x, e.number(-(2**places), out.dtype), like=out)
+    return e.op("Div", upper, e.number(2**places, out.dtype), like=out)
+
+
+@aten("remainder.Scalar", "remainder.Tensor")
+def remainder(e: Emitter, out: Tensor, a: Number, b: Number) -> ir.Value:
+    """With the divisor's sign; of floats, the rest with the dividend's sign, moved where needed."""
+    left, right = e.tensor(a, out.dtype), e.tensor(b, out.dtype)
+    if not out.dtype.is_floating_point:
+        return e.op("Mod", left, right, like=out)
+    rest = e.op("Mod", left, right, like=out, fmod=1)
+    signs = [e.op("Sign", x, like=out, shape=sizes_of(x)) for x in (rest, right)]
+    opposite = e.op("Less", e.op("Mul", *signs, like=out), e.number(0, out.dtype), like=out,
+                    dtype=torch.bool)  # fmt: skip
+    return e.op("Where", opposite, e.op("Add", rest, right, like=out), rest, like=out)
+
+
+@aten("fmod.Scalar", "fmod.Tensor")
+def fmod(e: Emitter, out: Tensor, a: Number, b: Number) -> ir.Value:
+    return e.op("Mod", e.tensor(a, out.dtype), e.tensor(b, out.dtype), like=out, fmod=1)
 
 
 @aten("ne.Tensor", "ne.Scalar")

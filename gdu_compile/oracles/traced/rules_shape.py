@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gdu_compile.errors import UnsupportedError
-from gdu_compile.oracles.traced.emit import Emitter, Number, aten, sizes_of
+from gdu_compile.oracles.traced.emit import Emitter, Number, aten, onnx_dtype, sizes_of
 
 
 @aten("view.default", "reshape.default", "_unsafe_view.default", "unsqueeze.default",
@@ -127,6 +127,25 @@ def flip(e: Emitter, out: Tensor, x: ir.Value, dims: Sequence[int]) -> ir.Value:
     count = len(dims)
     bounds = ([-1] * count, [torch.iinfo(torch.int64).min + 1] * count, list(dims), [-1] * count)
     return e.op("Slice", x, *[e.ints(numbers) for numbers in bounds], like=out)
+
+
+@aten("sort.default", "sort.stable")
+def sort(
+    e: Emitter, out: Sequence[Tensor], x: ir.Value, dim: int = -1, descending: bool = False,
+    stable: bool = True,
+) -> Sequence[ir.Value]:  # fmt: skip
+    return topk(e, out, x, out[0].shape[dim] if out[0].ndim else 1, dim, descending)
+
+
+@aten("topk.default")
+def topk(
+    e: Emitter, out: Sequence[Tensor], x: ir.Value, k: int, dim: int = -1, largest: bool = True,
+    _: bool = True,
+) -> Sequence[ir.Value]:  # fmt: skip
+    """Sorted, and of equal ones the first comes first."""
+    forms = [(f"{e.prefix}TopK", onnx_dtype(part.dtype), list(part.shape)) for part in out]
+    return e.b.multi_op("TopK", x, e.ints([k]), outputs=forms, axis=dim % out[0].ndim,
+                        largest=int(largest), sorted=1)  # fmt: skip
 
 
 # --- indices -----------------------------------------------------------------
