@@ -70,7 +70,7 @@ def sgd(
 def adam(
     problem: Problem,
     *,
-    lr: float = 0.01,
+    lr: float = 0.005,
     schedule: str = "linear",
     steps: int = 500,
     batch_size: int | None = 64,

@@ -53,7 +53,7 @@ def integers(shape: Sequence[int], *counters: Counter, seed: Counter) -> Tensor:
 
     Example:
         >>> integers([3], 7, seed=0).tolist()
-        [[901987134, 595512647, 114550162]]
+        [901987134, 595512647, 114550162]
         >>> torch.equal(integers([3], torch.tensor(7), seed=0), integers([3], 7, seed=0))
         True
     """
