@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor
 
 from gdu_compile.errors import UnsupportedError
 from gdu_compile.oracles.traced.emit import Emitter, Number, aten, onnx_dtype, sizes_of
+
+LIKE_INT = torch.empty((), dtype=torch.int64, device="meta")
+"""The form of indices, but for their shape."""
 
 
 @aten("view.default", "reshape.default", "_unsafe_view.default", "unsqueeze.default",
@@ -163,17 +168,56 @@ def index_select(e: Emitter, out: Tensor, x: ir.Value, dim: int, indices: ir.Val
 
 @aten("index.Tensor")
 def index(e: Emitter, out: Tensor, x: ir.Value, indices: Sequence[ir.Value | None]) -> ir.Value:
-    axis, places = only_index(indices)
-    return e.op("Gather", x, places, like=out, axis=axis)
+    """Several axes that are indexed at once are one axis, at the place of the first or in front."""
+    axes, places = indexed(e, sizes_of(x), indices)
+    if len(axes) == 1:
+        return e.op("Gather", x, places, like=out, axis=axes[0])
+    rows, place = sizes_of(places), place_of(axes)
+    merged, others = together(e, out, x, axes)
+    found = e.op("Gather", merged, places, like=out, shape=[*rows, *others], axis=0)
+    back = range(len(rows), len(rows) + place)
+    return e.transpose(found, [*back, *range(len(rows)), *range(len(rows) + place, out.ndim)], out)
 
 
-def only_index(indices: Sequence[ir.Value | None]) -> tuple[int, ir.Value]:
-    """The only axis that is indexed by integers, and its indices."""
+def indexed(
+    e: Emitter, sizes: Sequence[int], indices: Sequence[ir.Value | None]
+) -> tuple[list[int], ir.Value]:
+    """The axes that are indexed by integers, and the places along all of them as if they were one.
+
+    Raises:
+        UnsupportedError: there is a mask.
+    """
     given = [(axis, each) for axis, each in enumerate(indices) if each is not None]
-    if len(given) != 1 or given[0][1].dtype == ir.DataType.BOOL:
-        raise UnsupportedError("the step of the algorithm takes elements by masks, or along "
-                               "several axes at once, which is not translated to ONNX")  # fmt: skip
-    return given[0]
+    if any(each.dtype == ir.DataType.BOOL for _, each in given):
+        raise UnsupportedError(
+            "the step of the algorithm puts several values at the places of a mask, which is not "
+            "translated to ONNX; use torch.where"
+        )
+    (first, places), *more = [(axis, e.tensor(each, torch.int64)) for axis, each in given]
+    if more:
+        places = e.op("Mod", places, e.ints([sizes[first]]), like=LIKE_INT, shape=sizes_of(places))
+    for axis, each in more:
+        size, form = e.ints([sizes[axis]]), sizes_of(places)
+        each = e.op("Mod", each, size, like=LIKE_INT, shape=sizes_of(each))  # below 0: from the end
+        whole = e.op("Mul", places, size, like=LIKE_INT, shape=form)
+        places = e.op("Add", whole, each, like=LIKE_INT,
+                      shape=np.broadcast_shapes(tuple(form), tuple(sizes_of(each))))  # fmt: skip
+    return [axis for axis, _ in given], places
+
+
+def place_of(axes: Sequence[int]) -> int:
+    """Where torch puts the axes of the indices: in place of theirs if these lie side by side."""
+    return axes[0] if list(axes) == list(range(axes[0], axes[0] + len(axes))) else 0
+
+
+def together(
+    e: Emitter, like: Tensor, x: ir.Value, axes: Sequence[int]
+) -> tuple[ir.Value, list[int]]:
+    """x with these axes as one, in front of the others; and the others' sizes."""
+    sizes = sizes_of(x)
+    others = [axis for axis in range(len(sizes)) if axis not in axes]
+    shape = [math.prod(sizes[axis] for axis in axes), *(sizes[axis] for axis in others)]
+    return e.reshape(e.transpose(x, [*axes, *others], like), shape, like), shape[1:]
 
 
 @aten("gather.default")
@@ -206,20 +250,42 @@ def index_put(
     e: Emitter, out: Tensor, x: ir.Value, indices: Sequence[ir.Value | None], source: ir.Value,
     accumulate: bool = False,
 ) -> ir.Value:  # fmt: skip
-    """Elements added, or put, at their places along one axis, which is brought to the front."""
-    axis, places = only_index(indices)
-    places, rank = e.tensor(places, torch.int64), out.ndim
-    rows = sizes_of(places)
-    first = [axis, *(other for other in range(rank) if other != axis)]
-    wide = [*out.shape[:axis], *rows, *out.shape[axis + 1 :]]
+    """Elements added, or put.
+
+    ScatterElements and not ScatterND, which in onnxruntime adds from several threads at once and
+    loses what it adds to the same place.
+    """
+    masks = [(axis, each) for axis, each in enumerate(indices)
+             if each is not None and each.dtype == ir.DataType.BOOL]  # fmt: skip
+    if len(masks) == 1 and math.prod(sizes_of(source)) == 1 and not accumulate:
+        return put_by_mask(e, out, x, *masks[0], source)
+    axes, places = indexed(e, out.shape, indices)
+    merged, others = together(e, out, x, axes)
+    rows, place, width = sizes_of(places), place_of(axes), math.prod(others)
+    wide = [*others[:place], *rows, *others[place:]]
     source = expand(e, torch.empty(wide, dtype=out.dtype, device="meta"), source)
-    taken = range(axis, axis + len(rows))
+    taken = range(place, place + len(rows))
     source = e.transpose(source, [*taken, *(n for n in range(len(wide)) if n not in taken)], out)
-    index = e.reshape(places, [*rows, 1], torch.empty((), dtype=torch.int64))
-    turned = e.transpose(x, first, out)
-    put = e.op("ScatterND", turned, index, source, like=out, shape=sizes_of(turned),
+    flat = [math.prod(rows), width]
+    places = e.op("Expand", e.reshape(places, [flat[0], 1], LIKE_INT), e.ints(flat), like=LIKE_INT,
+                  shape=flat)  # fmt: skip
+    table = e.reshape(merged, [sizes_of(merged)[0], width], out)
+    put = e.op("ScatterElements", table, places, e.reshape(source, flat, out), like=out,
+               shape=sizes_of(table), axis=0,
                reduction="add" if accumulate else "none")  # fmt: skip
-    return e.transpose(put, [first.index(n) for n in range(rank)], out)
+    order = [*axes, *(axis for axis in range(out.ndim) if axis not in axes)]
+    put = e.reshape(put, [out.shape[axis] for axis in order], out)
+    return e.transpose(put, [order.index(axis) for axis in range(out.ndim)], out)
+
+
+def put_by_mask(
+    e: Emitter, out: Tensor, x: ir.Value, axis: int, mask: ir.Value, source: ir.Value
+) -> ir.Value:
+    """One number at all places of a mask, which may have fewer axes."""
+    sizes = sizes_of(mask)
+    wide = [*sizes, *[1] * (out.ndim - axis - len(sizes))]
+    mask = e.reshape(mask, wide, torch.empty((), dtype=torch.bool))
+    return e.op("Where", mask, e.reshape(e.tensor(source, out.dtype), [], out), x, like=out)
 
 
 @aten("slice_scatter.default")

@@ -7,6 +7,7 @@ for, as other convolutions; MaxPool's is a rule.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -25,7 +26,7 @@ FURTHER = [
     OPS.native_batch_norm, OPS.gelu, OPS.elu,
     OPS.leaky_relu, OPS.silu, OPS.mish, OPS.hardswish, OPS.hardsigmoid, OPS.softplus, OPS.celu,
     OPS.linalg_vector_norm, OPS.std, OPS.addcmul, OPS.addcdiv, OPS.lerp, OPS.threshold,
-    OPS.embedding_dense_backward, OPS.var_mean, OPS.log_sigmoid_forward, OPS.select_backward,
+    OPS.embedding_dense_backward, OPS.log_sigmoid_forward, OPS.select_backward,
     OPS.slice_backward, OPS.unfold_backward, OPS.baddbmm, OPS.logaddexp, OPS.stack,
     OPS.native_dropout, OPS.sgn, OPS.frac, OPS.trunc, OPS.tril, OPS.triu, OPS.mse_loss,
 ]  # fmt: skip
@@ -37,10 +38,13 @@ def decompositions() -> Decompositions:
     """What operators are replaced by while a step is traced."""
     return {
         **core_aten_decompositions(), **get_decompositions(FURTHER),
-        OPS.native_layer_norm.default: native_layer_norm,
+        OPS.var_mean.correction: var_mean, OPS.native_layer_norm.default: native_layer_norm,
         OPS.native_group_norm.default: native_group_norm,
         OPS.convolution_backward.default: convolution_backward,
-        OPS.avg_pool2d.default: avg_pool2d, OPS.avg_pool2d_backward.default: avg_pool2d_backward,
+        OPS.avg_pool2d.default: avg_pool(2),
+        OPS.avg_pool2d_backward.default: avg_pool_backward(2),
+        OPS.avg_pool3d.default: avg_pool(3),
+        OPS.avg_pool3d_backward.default: avg_pool_backward(3),
     }  # fmt: skip
 
 
@@ -87,6 +91,15 @@ def without_mutation(
 
 
 # --- normalisations ------------------------------------------------------------
+
+
+def var_mean(
+    x: Tensor, dim: Sequence[int] | None = None, *, correction: float | None = None,
+    keepdim: bool = False,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The two by themselves; torch's own goes to operators below the core."""
+    axes = list(range(x.ndim)) if dim is None else list(dim)
+    return x.var(axes, correction=correction, keepdim=keepdim), x.mean(axes, keepdim=keepdim)
 
 
 def native_layer_norm(
@@ -168,43 +181,103 @@ def weight_gradient(
     return result
 
 
-def averaging(x: Tensor, kernel: Sequence[int]) -> Tensor:
-    """The kernel [1, 1, kh, kw] of a mean."""
-    return torch.full([1, 1, *kernel], 1 / (kernel[0] * kernel[1]), dtype=x.dtype)
+# --- average pooling -----------------------------------------------------------
 
 
-def avg_pool2d(
-    x: Tensor, kernel: Sequence[int], stride: Sequence[int] = (), padding: Sequence[int] = (0, 0),
-    ceil_mode: bool = False, count_include_pad: bool = True, divisor: int | None = None,
-) -> Tensor:  # fmt: skip
-    """AveragePool as a convolution of each channel."""
-    check_pool(padding, ceil_mode, divisor)
-    kernel = [*kernel] * (2 if len(kernel) == 1 else 1)
-    steps = [*(stride or kernel)] * (2 if len(stride) == 1 else 1)
-    planes = x.reshape(-1, 1, *x.shape[-2:])
-    means = OPS.convolution(planes, averaging(x, kernel), None, steps, [0, 0], [1, 1], False,
-                            [0, 0], 1)  # fmt: skip
-    result: Tensor = means.reshape(*x.shape[:-2], *means.shape[-2:])
-    return result
+@dataclass(frozen=True)
+class Averages:
+    """Windows over the last axes, and how many elements each is divided by.
+
+    Attributes:
+        kernel, stride, padding: one number for each axis.
+        sizes: of the input along these axes.
+        outputs: how many windows.
+        counts: the divisors, float64 [*outputs].
+    """
+
+    kernel: list[int]
+    stride: list[int]
+    padding: list[int]
+    sizes: list[int]
+    outputs: list[int]
+    counts: Tensor
+
+    @classmethod
+    def of(
+        cls, x: Tensor, rank: int, kernel: Sequence[int], stride: Sequence[int],
+        padding: Sequence[int], ceil_mode: bool, count_include_pad: bool, divisor: int | None,
+    ) -> Averages:  # fmt: skip
+        """Arguments as torch has them."""
+        kernel, stride, padding = (
+            [*n] * (rank if len(n) == 1 else 1) for n in (kernel, stride or kernel, padding)
+        )
+        sizes, outputs = [int(size) for size in x.shape[-rank:]], []
+        counts = torch.ones((), dtype=torch.float64)
+        for size, k, step, pad in zip(sizes, kernel, stride, padding, strict=True):
+            room = size + 2 * pad - k
+            count = (room + step - 1 if ceil_mode else room) // step + 1
+            if ceil_mode and (count - 1) * step >= size + pad:
+                count -= 1  # the last window begins in the data, or in front of it
+            begins = torch.arange(count) * step - pad
+            ends = (begins + k).clamp(max=size + pad)
+            if not count_include_pad:
+                begins, ends = begins.clamp(min=0), ends.clamp(max=size)
+            outputs.append(count)
+            counts = counts[..., None] * (ends - begins)
+        if divisor is not None:
+            counts = torch.full_like(counts, divisor)
+        return cls(kernel, stride, padding, sizes, outputs, counts)
+
+    def taps(self, x: Tensor) -> Tensor:
+        """The kernel of a sum, [1, 1, *kernel]."""
+        return torch.ones([1, 1, *self.kernel], dtype=x.dtype)
+
+    def padded(self) -> list[tuple[int, int]]:
+        """What is put in front and behind, so that the windows fit exactly."""
+        ends = [(n - 1) * step + k for n, step, k in
+                zip(self.outputs, self.stride, self.kernel, strict=True)]  # fmt: skip
+        return [(pad, end - size - pad) for pad, end, size in
+                zip(self.padding, ends, self.sizes, strict=True)]  # fmt: skip
+
+    def convolution(self, planes: Tensor, transposed: bool) -> Tensor:
+        """Sums over the windows of [M, 1, …], or each element given to all of its window."""
+        nothing, ones = [0] * len(self.kernel), [1] * len(self.kernel)
+        found: Tensor = OPS.convolution(planes, self.taps(planes), None, self.stride, nothing,
+                                        ones, transposed, nothing, 1)  # fmt: skip
+        return found
 
 
-def avg_pool2d_backward(
-    grad: Tensor, x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
-    ceil_mode: bool, count_include_pad: bool, divisor: int | None,
-) -> Tensor:  # fmt: skip
+def avg_pool(rank: int) -> Callable[..., Tensor]:
+    """AveragePool over so many axes: a convolution of each channel, divided by the counts."""
+
+    def pool(
+        x: Tensor, kernel: Sequence[int], stride: Sequence[int] = (),
+        padding: Sequence[int] = (0,), ceil_mode: bool = False, count_include_pad: bool = True,
+        divisor: int | None = None,
+    ) -> Tensor:  # fmt: skip
+        windows = Averages.of(x, rank, kernel, stride, padding, ceil_mode, count_include_pad,
+                              divisor)  # fmt: skip
+        sides = [n for pair in reversed(windows.padded()) for n in pair]
+        planes = OPS.constant_pad_nd(x.reshape(-1, 1, *windows.sizes), sides)
+        sums = windows.convolution(planes, transposed=False)
+        return sums.reshape(*x.shape[:-rank], *windows.outputs) / windows.counts.to(x.dtype)
+
+    return pool
+
+
+def avg_pool_backward(rank: int) -> Callable[..., Tensor]:
     """Its derivative: the transposed convolution."""
-    check_pool(padding, ceil_mode, divisor)
-    kernel = [*kernel] * (2 if len(kernel) == 1 else 1)
-    steps = [*(stride or kernel)] * (2 if len(stride) == 1 else 1)
-    planes, gradients = x.reshape(-1, 1, *x.shape[-2:]), grad.reshape(-1, 1, *grad.shape[-2:])
-    by_x, _, _ = convolution_backward(gradients, planes, averaging(x, kernel), None, steps, [0, 0],
-                                      [1, 1], False, [0, 0], 1, [True, False, False])  # fmt: skip
-    assert by_x is not None
-    return by_x.reshape(x.shape)
 
+    def backward(
+        grad: Tensor, x: Tensor, kernel: Sequence[int], stride: Sequence[int],
+        padding: Sequence[int], ceil_mode: bool, count_include_pad: bool, divisor: int | None,
+    ) -> Tensor:  # fmt: skip
+        windows = Averages.of(x, rank, kernel, stride, padding, ceil_mode, count_include_pad,
+                              divisor)  # fmt: skip
+        shares = (grad / windows.counts.to(grad.dtype)).reshape(-1, 1, *windows.outputs)
+        spread = windows.convolution(shares, transposed=True)
+        sides = [-n for pair in reversed(windows.padded()) for n in pair]
+        result: Tensor = OPS.constant_pad_nd(spread, sides)
+        return result.reshape(x.shape)
 
-def check_pool(padding: Sequence[int], ceil_mode: bool, divisor: int | None) -> None:
-    """Raise UnsupportedError for what our lowering of AveragePool does not use."""
-    if any(padding) or ceil_mode or divisor is not None:
-        raise UnsupportedError("avg_pool2d with padding, ceil_mode or a divisor is not translated "
-                               "to ONNX; pad before it")  # fmt: skip
+    return backward
