@@ -593,6 +593,18 @@ def test_a_step_may_change_tensors_in_place(own: Any) -> None:
     assert learn_iris(own(step=step)).reproduced
 
 
+def test_a_step_may_use_random_numbers(own: Any) -> None:
+    """Of gdu_compile: the graph and PyTorch have the same."""
+    step = """
+        from gdu_compile.oracles.traced import random
+        return {n: w - self.lr * g[n] * random.uniform(w.shape, i, k, seed=0)
+                + 0.01 * random.normal(w.shape, i, k, seed=1)
+                for k, (n, w) in enumerate(state.items())}"""
+    report = learn_iris(own(step=step))
+    assert report.reproduced and report.original is not None and report.original.agrees
+    assert report.original.step_difference < 1e-5
+
+
 BAD_CLASSES: list[tuple[str, dict[str, str], tuple[str, ...]]] = [
     ("no protocol", {"text": "class Mine:\n    def __init__(self, base): pass"},
      ("is no oracle", "no method 'init'", "no method 'step'", "no method 'weights'",
@@ -615,6 +627,8 @@ BAD_CLASSES: list[tuple[str, dict[str, str], tuple[str, ...]]] = [
      ("cannot be traced", "takes no decision by their values")),
     ("it fails", {"step": "return 1 / 0"}, ("failed", "ZeroDivisionError")),
     ("it fails to start", {"init": "self.missing"}, ("failed", "AttributeError")),
+    ("random", {"step": "return {n: w + torch.randn(w.shape) for n, w in state.items()}"},
+     ("torch operator aten.randn.default: random numbers are in gdu_compile.oracles.traced.",)),
     ("no rule", {"step": "return {n: torch.linalg.svdvals(w.reshape(1, -1)).sum() + w "
                          "for n, w in state.items()}"},
      ("not translated to ONNX", "torch operator aten._linalg_svd.default")),

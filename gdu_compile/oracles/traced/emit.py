@@ -209,15 +209,17 @@ def holds_value(x: Any) -> bool:
 
 
 def missing_rules(trace: torch.fx.GraphModule) -> list[str]:
-    """The operators that depend on an input and have no rule."""
+    """The operators that depend on an input and have no rule, and all that are random."""
     depends: set[torch.fx.Node] = set()
     missing: dict[str, None] = {}
     for node in trace.graph.nodes:
         if node.op == "placeholder":
             depends.add(node)
+        name = name_of_target(node)
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            missing[f"{name}: random numbers are in gdu_compile.oracles.traced.random"] = None
         if node.op != "call_function" or not depends.intersection(node.all_input_nodes):
             continue
-        name = name_of_target(node)
         if name.startswith(LIKE):
             continue
         depends.add(node)

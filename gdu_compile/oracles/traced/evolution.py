@@ -8,6 +8,8 @@ from torch import Tensor
 from gdu_compile.oracles.traced.base import SGD, Base, Inputs, State
 from gdu_compile.oracles.traced.random import signs
 
+SQUARE = "squared differences"
+"""F² in the state."""
 BETA = 0.99
 """How slowly the size of the differences is averaged."""
 LEAST = 1e-30
@@ -39,31 +41,34 @@ class Evolution(SGD):
 
     def init(self, seed: int) -> State:
         """F², too."""
-        return super().init(seed) | {"square": torch.zeros(())}
+        return super().init(seed) | {SQUARE: torch.zeros(())}
 
     def step(self, state: State, X: Inputs, Y: Tensor, i: Tensor) -> State:  # noqa: N803
         """One step along the estimate."""
         weights = self.weights(state)
-        sizes = [weight.numel() for weight in weights.values()]
-        noise = signs([self.pairs, sum(sizes)], i, seed=self.seed)  # pairs x d
+        elements = sum(weight.numel() for weight in weights.values())
+        noise = signs([self.pairs, elements], i, seed=self.seed)  # pairs x d
         change = self.differences(weights, noise, X, Y)
-        square = BETA * state["square"] + (1 - BETA) * change.square().mean()
+        square = BETA * state[SQUARE] + (1 - BETA) * change.square().mean()
         correction = 1 - torch.tensor(BETA, dtype=torch.float64) ** (i + 1)
         size = torch.sqrt(self.pairs * square / correction.to(square.dtype))
         estimate = change @ noise / size.clamp(min=LEAST)
-        parts = zip(weights.items(), torch.split(estimate, sizes), strict=True)
-        gradients = {name: part.reshape(w.shape).to(w.dtype) for (name, w), part in parts}
-        return self.updated(state, gradients, i) | {"square": square}
+        return self.updated(state, shaped(estimate, weights), i) | {SQUARE: square}
 
     def differences(self, weights: State, noise: Tensor, X: Inputs, Y: Tensor) -> Tensor:  # noqa: N803
         """loss(w + σε) − loss(w − σε) for every ε; all networks run as one batch of networks."""
-        sizes = [weight.numel() for weight in weights.values()]
 
         def loss(away: Tensor) -> Tensor:
-            parts = zip(weights.items(), torch.split(away, sizes), strict=True)
-            moved = {name: w + part.reshape(w.shape).to(w.dtype) for (name, w), part in parts}
-            return self.base.loss(moved, X, Y)
+            parts = shaped(away, weights)
+            return self.base.loss({name: w + parts[name] for name, w in weights.items()}, X, Y)
 
         losses = torch.func.vmap(loss)(torch.cat([self.sigma * noise, -self.sigma * noise]))
         up, down = torch.split(losses, self.pairs)
         return (up - down).to(noise.dtype)
+
+
+def shaped(vector: Tensor, weights: State) -> State:
+    """The parts of a vector as tensors like the weights."""
+    parts = torch.split(vector, [weight.numel() for weight in weights.values()])
+    return {name: part.reshape(weight.shape).to(weight.dtype)
+            for (name, weight), part in zip(weights.items(), parts, strict=True)}  # fmt: skip
