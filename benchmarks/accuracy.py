@@ -31,15 +31,30 @@ LONG = {("digits_cnn", "evolution")}
 Line = dict[str, Any]
 
 
-def measured(models: Sequence[str], oracles: Sequence[str]) -> Iterator[Line]:
-    """One line for each model and oracle that go together."""
+def measured(models: Sequence[str], oracles: Sequence[str], kept: Path | None) -> Iterator[Line]:
+    """One line for each model and oracle that go together; those of the file are not run again."""
+    known: dict[tuple[str, str], Line] = {}
+    if kept is not None and kept.exists():
+        for line in map(json.loads, kept.read_text(encoding="utf-8").splitlines()):
+            known[line["model"], line["oracle"]] = line
     for model in models:
         for oracle in oracles:
-            if (model, oracle) not in LONG:
-                try:
-                    yield {"model": model, "oracle": oracle, **figures(report_of(model, oracle))}
-                except GduError as error:
-                    yield {"model": model, "oracle": oracle, "refused": str(error)}
+            if (model, oracle) in known:
+                yield known[model, oracle]
+            elif (model, oracle) not in LONG:
+                line = line_of(model, oracle)
+                if kept is not None:
+                    with kept.open("a", encoding="utf-8") as file:
+                        file.write(f"{json.dumps(line)}\n")
+                yield line
+
+
+def line_of(model: str, oracle: str) -> Line:
+    """The figures, or why the oracle does not fit."""
+    try:
+        return {"model": model, "oracle": oracle, **figures(report_of(model, oracle))}
+    except GduError as error:
+        return {"model": model, "oracle": oracle, "refused": str(error)}
 
 
 def report_of(model: str, oracle: str) -> Report:
@@ -116,12 +131,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=__doc__)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
     parser.add_argument("--oracles", nargs="+", default=ORACLES)
+    parser.add_argument("--keep", type=Path, help="a file of lines measured, which it adds to")
     parser.add_argument("--write", action="store_true", help="into docs/oracles.md")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")
     arguments = parser.parse_args()
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     lines = []
-    for line in measured(arguments.models, arguments.oracles):
+    for line in measured(arguments.models, arguments.oracles, arguments.keep):
         console.print(line)
         lines.append(line)
     tables = {"accuracy": accuracy_table(lines), "difference": difference_table(lines)}

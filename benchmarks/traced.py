@@ -31,7 +31,7 @@ from models.build import BASE_NETWORKS, construct_base
 DATA = ROOT / "models" / "digits.npz"
 BASES = ("digits_linear", "digits_mlp", "digits_cnn", "digits_attention", "digits_gru")
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "sgd": partial(torch.optim.SGD, lr=0.04, momentum=0.9),
+    "sgd": partial(torch.optim.SGD, lr=0.03, momentum=0.9),
     "adam": partial(torch.optim.Adam, lr=0.005),
 }
 """With the rates of the oracles of these names."""

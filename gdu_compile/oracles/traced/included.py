@@ -16,7 +16,7 @@ SCHEDULES = ("linear", "constant")
 def sgd(
     problem: Problem,
     *,
-    lr: float = 0.04,
+    lr: float = 0.03,
     momentum: float = 0.9,
     schedule: str = "linear",
     steps: int = 500,
