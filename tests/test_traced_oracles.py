@@ -513,10 +513,9 @@ def test_every_model_is_trained(name: str, oracle: str) -> None:
     ).report
     assert report.reproduced and report.torch is not None and report.torch.agrees
     assert report.original is not None and report.accuracy is not None
-    assert report.accuracy["oracle"] > 0.9
-    if (name, oracle) != ("digits_cnn", "sgd"):  # at that rate it is chaotic: docs/oracles.md
-        assert report.original.agrees
-        assert report.original.accuracy == report.accuracy["oracle"]
+    assert report.accuracy["oracle"] > (0.8 if (name, oracle) == ("digits_gru", "sgd") else 0.9)
+    assert report.original.agrees
+    assert report.original.accuracy == report.accuracy["oracle"]
 
 
 def test_a_verified_file_needs_no_pytorch_original(tmp_path: Path) -> None:
