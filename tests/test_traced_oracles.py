@@ -507,13 +507,14 @@ def test_evolution_trains_its_base(
     "iris_binary",
 ])  # fmt: skip
 def test_every_model_is_trained(name: str, oracle: str) -> None:
-    """With the default arguments."""
+    """With the default arguments; sgd's rate is low for a recurrent network."""
+    chosen = "sgd(lr=0.1)" if (name, oracle) == ("digits_gru", "sgd") else oracle
     report = gdu_compile.compile(
-        MODELS / f"{name}.onnx", oracle=oracle, data=model_data(name), hold_out=0.2
+        MODELS / f"{name}.onnx", oracle=chosen, data=model_data(name), hold_out=0.2
     ).report
     assert report.reproduced and report.torch is not None and report.torch.agrees
     assert report.original is not None and report.accuracy is not None
-    assert report.accuracy["oracle"] > (0.8 if (name, oracle) == ("digits_gru", "sgd") else 0.9)
+    assert report.accuracy["oracle"] > 0.9
     assert report.original.agrees
     assert report.original.accuracy == report.accuracy["oracle"]
 
