@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from gdu_compile import model_io, runtime, specialize
 from gdu_compile.bits import same_bits
+from gdu_compile.constants import alias
 from gdu_compile.data import fixed_batch, synthetic_inputs
 from gdu_compile.digits import Array
 from gdu_compile.errors import UnsupportedError
@@ -123,12 +124,6 @@ def with_own_tensors(model: ir.Model) -> ir.Model:
                 if attribute.type == ir.AttributeType.TENSOR:
                     node.attributes[name] = ir.AttrTensor(name, alias(attribute.as_tensor()))
     return model
-
-
-def alias(tensor: ir.TensorProtocol) -> ir.LazyTensor:
-    """The same contents under a name of its own."""
-    shape = ir.Shape(tensor.shape.numpy())
-    return ir.LazyTensor(lambda: tensor, dtype=tensor.dtype, shape=shape, name=tensor.name)
 
 
 def seeded_inputs(model: ir.Model) -> dict[str, Array]:

@@ -156,13 +156,14 @@ def plan(
             theta_dtype=options.theta_dtype, logits=options.logits,
             class_axis=options.class_axis, loss=loss, targets=targets,
             allow_extra=options.allow_extra, strict=options.strict, cover_all=options.cover_all,
+            untie=options.untie,
             gain=options.gain, batch_limit=options.batch_limit,
             bucket_bytes=options.bucket_bytes or DEFAULT_BUCKET_BYTES,
         )  # fmt: skip
-    if options.rename or options.cover_all:
+    if options.rename or options.cover_all or options.untie:
         raise InputError(
-            "--rename and --cover-all go with --weights: an algorithm's outputs have the names "
-            "of the weights, and what it does not compute keeps its value"
+            "--rename, --cover-all and --untie go with --weights: an algorithm's outputs have the "
+            "names of the weights, and what it does not compute keeps its value"
         )
     inputs = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
     samples, fields = form_of(inputs, options.data, options.hold_out)

@@ -228,6 +228,8 @@ class State:
     skipped: list[Skipped] | None = None
     # BindOraclePass: weights that the oracle holds under another name: name → the oracle's
     renamed: dict[str, str] = field(default_factory=dict)
+    # BindOraclePass, BindAlgorithmPass: weights that were no initializers: name → what was done
+    placed: dict[str, str] = field(default_factory=dict)
     # BindOraclePass, BindAlgorithmPass: the names that the oracle has
     held: frozenset[str] | None = None
     # InsertRecorderPass

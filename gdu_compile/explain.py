@@ -72,7 +72,9 @@ def recorded(slot: Slot, theta: str) -> str:
 
 
 def lifted(state: State, name: str) -> list[str]:
-    """Whether it was a Constant node."""
+    """Whether it was a Constant node, or no initializer at all."""
+    if name in state.placed:
+        return [f"in the model it was {state.placed[name]}"]
     if name in (state.lifted or {}):
         return ["it was a Constant node, and is an initializer now"]
     return []

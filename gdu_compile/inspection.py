@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
@@ -12,11 +14,16 @@ import numpy as np
 import onnx_ir as ir
 
 from gdu_compile import model_io, specialize
-from gdu_compile.errors import UnsupportedError
+from gdu_compile.constants import constant_values, described
+from gdu_compile.contracts import state_of
+from gdu_compile.errors import GduError, UnsupportedError
 from gdu_compile.graph_view import constant_switches
 from gdu_compile.logits import locate_logits
 from gdu_compile.metadata import PREFIX, Extension
+from gdu_compile.passes.normalize import NormalizePass
+from gdu_compile.places import computed_by, uses_by_name
 from gdu_compile.shapes import list_shape
+from gdu_compile.weights import is_usual_weight, no_weight
 
 SCHEMA = 1
 
@@ -25,10 +32,12 @@ def inspect(model: str | PathLike[str]) -> dict[str, Any]:
     """What is in an ONNX file, as a JSON object.
 
     Keys: ``model``, ``opset``, ``ir_version``, ``bytes``, ``inputs``, ``outputs``,
-    ``operators`` (operator → count), ``weights`` (name, dtype, shape, elements,
-    uses), ``logits`` (which output would be taken, or why none), ``switches``
-    (If nodes on constant conditions: the mark of an extension, with or without
-    metadata), ``extension`` (its facts; null for an ordinary model).
+    ``operators`` (operator → count), ``weights`` (the initializers: name, dtype, shape,
+    elements, uses; ``places``: the names of single uses where several share it, see --untie;
+    ``why_not``: why it cannot be recorded, or null), ``other_weights`` (what else an oracle
+    may name: the same keys, and ``source``, in words), ``logits`` (which output would be
+    taken, or why none), ``switches`` (If nodes on constant conditions: the mark of an
+    extension, with or without metadata), ``extension`` (its facts; null for an ordinary model).
 
     Raises:
         InputError: the file cannot be read.
@@ -42,7 +51,7 @@ def inspect(model: str | PathLike[str]) -> dict[str, Any]:
     path = Path(model)
     graph = (loaded := model_io.load(path)).graph
     operators = Counter(node.op_type for node in ir.traversal.RecursiveGraphIterator(graph))
-    return {
+    facts: dict[str, Any] = {
         "schema": SCHEMA,
         "command": "inspect",
         "model": str(path),
@@ -57,6 +66,10 @@ def inspect(model: str | PathLike[str]) -> dict[str, Any]:
         "switches": [str(node.name) for node in constant_switches(graph)],
         "extension": extension(loaded, path),
     }
+    others = []
+    if facts["extension"] is None:
+        others = look_further(loaded, {row["name"]: row for row in facts["weights"]})
+    return {**facts, "other_weights": others}
 
 
 def signature(value: ir.Value) -> dict[str, Any]:
@@ -75,6 +88,58 @@ def weight(value: ir.Value) -> dict[str, Any]:
         "shape": list(tensor.shape.numpy()),
         "elements": tensor.size,
         "uses": len(value.uses()),
+        "places": [],
+        "why_not": no_weight(value),
+    }
+
+
+def look_further(model: ir.Model, rows: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Weights that are no initializers of the main graph; the model is normalized for that.
+
+    Args:
+        model: an ordinary model; changed in place.
+        rows: name → what is known of its initializers; gets the names of single uses.
+    """
+    try:
+        NormalizePass()(model)
+    except GduError:  # of what cannot be compiled, nothing can be named
+        return []
+    computed = constant_values(model)
+    for name, (dtype, shape) in described(model, computed.values()).items():
+        computed[name].dtype, computed[name].shape = dtype, ir.Shape(shape)
+    lifted = state_of(model).lifted or {}
+    sources = {
+        name: "Constant node" if name in lifted else "initializer of a branch or function"
+        for name in model.graph.initializers if name not in rows
+    }  # fmt: skip
+    found = [
+        {**weight(model.graph.initializers[name]), "source": source}
+        for name, source in sources.items()
+        if is_usual_weight(model.graph.initializers[name])
+    ]
+    found += [
+        {**computed_weight(value), "source": f"computed by {computed_by(value)}"}
+        for value in computed.values() if is_usual_weight(value)
+    ]  # fmt: skip
+    everything = {**rows, **{row["name"]: row for row in found}}
+    for place, (value, _) in uses_by_name(model, computed).items():
+        if value.name in everything and is_usual_weight(value):
+            everything[value.name]["places"].append(place)
+    return found
+
+
+def computed_weight(value: ir.Value) -> dict[str, Any]:
+    """A value that depends on constants only, in numbers; null where it is not known."""
+    dims = None if value.shape is None else list(value.shape)
+    sizes = [size for size in dims or () if isinstance(size, int)]
+    return {
+        "name": value.name,
+        "dtype": str(value.dtype),
+        "shape": None if dims is None else [d if isinstance(d, int) else d.value for d in dims],
+        "elements": None if dims is None or len(sizes) < len(dims) else math.prod(sizes),
+        "uses": len(value.uses()),
+        "places": [],
+        "why_not": None,
     }
 
 

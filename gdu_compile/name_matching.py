@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ import onnx_ir as ir
 from gdu_compile.arrays import ArrayHeader
 from gdu_compile.contracts import State
 from gdu_compile.errors import InputError
+from gdu_compile.weights import is_usual_weight
 
 if TYPE_CHECKING:
     from gdu_compile.oracle_weights import OracleWeights
@@ -130,22 +131,94 @@ def apply_rule(rule: Rule, present: dict[str, str]) -> list[str]:
     return []
 
 
-def fitted(oracle: OracleWeights, model: ir.Model, state: State) -> OracleWeights:
+@dataclass(frozen=True)
+class Fitted:
+    """An oracle under the model's names.
+
+    Attributes:
+        oracle: the weights.
+        untie: whether single uses got values of their own.
+        problems: why some names could not be matched by structure.
+    """
+
+    oracle: OracleWeights
+    untie: bool = False
+    problems: tuple[str, ...] = ()
+
+
+def fitted(oracle: OracleWeights, model: ir.Model, state: State) -> Fitted:
     """The oracle under the model's names: usual prefixes stripped, mere constants left out.
 
+    Another export of the network is matched by structure where its names are not the model's.
     What was done goes into ``state.notes`` and ``state.renamed``.
     """
     weights = model.graph.initializers
     names = [name for name in oracle if not is_constant(oracle, name, weights)]
-    renamed = without_prefixes(names, weights)
+    known = weights if all(name in weights for name in names) else all_known(model)
+    renamed = without_prefixes(names, known)
+    state.notes += oracle.notes
+    present = {name: renamed.get(name, name) for name in names}
+    if oracle.graph is not None and not complete(present.values(), weights, state):
+        found = by_structure(oracle, model, state)
+        if isinstance(found, Fitted) or not set(present.values()) <= set(known):
+            return found if isinstance(found, Fitted) else Fitted(
+                oracle.with_names(present), problems=found)  # fmt: skip
     counts = Counter(old.removesuffix(new) for old, new in renamed.items())
     state.renamed = {new: old for old, new in renamed.items()}
-    state.notes += [*oracle.notes, *(
+    state.notes += [
         f"{oracle.source}: the prefix {prefix!r} was stripped from {count} name{'s' * (count > 1)} "
         "that are weights of the model without it"
         for prefix, count in counts.items()
-    )]  # fmt: skip
-    return oracle.with_names({name: renamed.get(name, name) for name in names})
+    ]
+    return Fitted(oracle.with_names(present))
+
+
+def all_known(model: ir.Model) -> dict[str, ir.Value]:
+    """Everything that an oracle may name: initializers, what is computed from them, single uses."""
+    from gdu_compile.constants import constant_values
+    from gdu_compile.places import uses_by_name
+
+    computed = constant_values(model)
+    single = {name: value for name, (value, _) in uses_by_name(model, computed).items()}
+    return {**single, **computed, **model.graph.initializers}
+
+
+def complete(names: Collection[str], weights: Mapping[str, ir.Value], state: State) -> bool:
+    """Whether the names are the model's, and none of its usual weights is without one."""
+    given = set(names)
+    return given <= set(weights) and all(
+        name in given or name in (state.lifted or {}) or not is_usual_weight(value)
+        for name, value in weights.items()
+    )
+
+
+def by_structure(oracle: OracleWeights, model: ir.Model, state: State) -> Fitted | tuple[str, ...]:
+    """The oracle under the model's names as both graphs say, or why they do not.
+
+    Raises:
+        InputError: one place of the model is several ones of the oracle, with different values.
+    """
+    from gdu_compile.onnx_weights import at_opset
+    from gdu_compile.structural_names import assign
+
+    assert oracle.graph is not None
+    found = assign(model, at_opset(oracle.graph, model), oracle.constants)
+    if found.ambiguous:
+        raise InputError(f"cannot use the oracle weights {oracle.source}: what the model computes "
+                         "once, it computes several times", found.ambiguous)  # fmt: skip
+    if found.differences or not found.headers:
+        listed = "; ".join(found.differences) or "it has no constants where the model has some"
+        return (f"nor is it the model's graph, by which it could be matched: {listed}",)
+    state.renamed = {name: old for name, old in found.origins.items() if old != name}
+    state.notes.append(
+        f"{oracle.source}: {len(found.headers)} weights matched by their places in the graph, "
+        f"{len(state.renamed)} of them under another name"
+    )
+    state.notes += [
+        f"{oracle.source}: {name!r} has {count} values there: each use has its own"
+        for name, count in found.split.items()
+    ]
+    return Fitted(oracle.of_headers(found.headers), untie=bool(found.split))
 
 
 def is_constant(oracle: OracleWeights, name: str, weights: Mapping[str, ir.Value]) -> bool:

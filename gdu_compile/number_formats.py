@@ -100,14 +100,16 @@ FLOATS = (
 INTEGERS = (
     IntegerFormat("int8", 8, True), IntegerFormat("uint8", 8, False),
     IntegerFormat("int32", 32, True), IntegerFormat("int64", 64, True),
+    IntegerFormat("int16", 16, True), IntegerFormat("uint16", 16, False),
+    IntegerFormat("uint32", 32, False), IntegerFormat("uint64", 64, False),
 )  # fmt: skip
 FORMATS: dict[str, Format] = {known.name: known for known in (*FLOATS, *INTEGERS)}
 """Name → format of every dtype that is recorded."""
 
 
 def numpy_dtype(name: str) -> np.dtype[np.generic]:
-    """The dtype of this name; numpy alone does not know bfloat16."""
-    return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
+    """The dtype of this name; numpy alone does not know bfloat16, float8 and int4."""
+    return np.dtype(getattr(ml_dtypes, name, name))
 
 
 def ulp_distance(a: Array, b: Array) -> int:
@@ -133,7 +135,10 @@ def ordered(array: Array) -> npt.NDArray[np.int64]:
     flat = np.ascontiguousarray(array).reshape(-1)
     kind = FORMATS[str(array.dtype)]
     if isinstance(kind, IntegerFormat):
-        return flat.astype(np.int64)
+        if kind.name != "uint64":
+            return flat.astype(np.int64)
+        # Of 64 unsigned bits the order is that of the signed ones with the highest bit flipped.
+        return flat.view(np.int64) ^ np.int64(-(2**63))
     bits = flat.view(f"i{array.dtype.itemsize}").astype(np.int64)
     magnitude = bits & ((1 << (kind.bits - 1)) - 1)
     # Negative floats count downwards from −0, which lies one below +0.

@@ -12,12 +12,12 @@ from gdu_compile import model_io
 from gdu_compile.arrays import ArrayHeader, Headers, damaged
 from gdu_compile.contracts import state_of
 from gdu_compile.digits import Array
-from gdu_compile.errors import GduError
+from gdu_compile.errors import GduError, UnsupportedError
 from gdu_compile.weights import is_usual_weight
 
 
-def onnx_headers(path: Path) -> tuple[Headers, frozenset[str]]:
-    """The initializers of a model after NormalizePass, and which of them may be mere constants.
+def onnx_headers(path: Path) -> tuple[Headers, frozenset[str], ir.Model]:
+    """The initializers of a model after NormalizePass, which may be mere constants, and the model.
 
     Constant nodes, and initializers of branches and functions, have the names that
     BindOraclePass sees in the base.  What was a Constant node, or is of a dtype that
@@ -45,7 +45,25 @@ def onnx_headers(path: Path) -> tuple[Headers, frozenset[str]]:
         headers[name] = ArrayHeader(name, shape, dtype, partial(contents, path, name, tensor))
         if name in lifted or not is_usual_weight(value):
             constants.add(name)
-    return headers, frozenset(constants)
+    return headers, frozenset(constants), model
+
+
+def at_opset(model: ir.Model, other: ir.Model) -> ir.Model:
+    """The normalized model at the opset of the other, where that is higher and it can be raised.
+
+    An operator may have an attribute where a later version has an input.
+    """
+    from gdu_compile.passes import NormalizePass
+
+    wanted = model_io.opset_of(other)
+    if model_io.opset_of(model) >= wanted:
+        return model
+    try:
+        raised = model_io.raise_opset(model, wanted)
+    except UnsupportedError:
+        return model
+    NormalizePass()(raised)
+    return raised
 
 
 def contents(path: Path, name: str, tensor: ir.TensorProtocol) -> Array:

@@ -171,6 +171,8 @@ class CompileOptions(TrainOptions):
     allow_extra: bool = option(False, "Ignore oracle tensors that the model does not have.")
     strict: bool = option(False, "A float weight that the oracle does not cover is an error.")
     cover_all: bool = option(False, "Record what the oracle lacks at its present value.")
+    untie: bool = option(False, "An oracle tensor called NAME@NODE.INPUT is for that use of NAME "
+                         "alone, where several share it; inspect lists them.")  # fmt: skip
     emit: str = option("onnx", "What is written: onnx, torch (NAME.gdu.py and "
                        "NAME.gdu.safetensors, which need only torch), or both.",
                        metavar="FORM")  # fmt: skip

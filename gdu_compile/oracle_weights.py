@@ -7,6 +7,8 @@ from functools import partial
 from os import PathLike
 from pathlib import Path
 
+import onnx_ir as ir
+
 from gdu_compile.arrays import READERS, ArrayHeader, Headers, Reader, from_mapping, read_with
 from gdu_compile.errors import InputError
 from gdu_compile.name_matching import Rename, parse_rules, rename_all
@@ -21,6 +23,7 @@ class OracleWeights(Mapping[str, ArrayHeader]):
         source: the file, for messages.
         constants: names that may be mere constants of an .onnx file (axes, shapes, exponents).
         notes: what the reader of a report should know about the file.
+        graph: of an .onnx file: the normalized network; None otherwise.
 
     Example:
         >>> import numpy as np
@@ -36,8 +39,10 @@ class OracleWeights(Mapping[str, ArrayHeader]):
         *,
         constants: Collection[str] = (),
         notes: Collection[str] = (),
+        graph: ir.Model | None = None,
     ) -> None:
         self._headers = headers
+        self.graph = graph
         self.source = source
         self.constants = frozenset(constants)
         self.notes = tuple(notes)
@@ -77,15 +82,17 @@ class OracleWeights(Mapping[str, ArrayHeader]):
         """
         constants: set[str] = set()
         notes: list[str] = []
+        graphs: list[ir.Model] = []
         torch_reader = partial(read_torch, notes=notes)
         readers: dict[str, Reader] = {
-            ".onnx": partial(read_onnx, constants=constants),
+            ".onnx": partial(read_onnx, constants=constants, graphs=graphs),
             ".pt": torch_reader, ".pth": torch_reader, **READERS,
         }  # fmt: skip
         headers = read_with(readers, path)
         if not headers:
             raise InputError(f"{path}: holds no arrays")
-        return cls(headers, str(path), constants=constants, notes=notes)
+        graph = graphs[0] if graphs else None
+        return cls(headers, str(path), constants=constants, notes=notes, graph=graph)
 
     def with_names(self, names: Mapping[str, str]) -> OracleWeights:
         """The same arrays under other names; those that ``names`` lacks are left out.
@@ -96,8 +103,12 @@ class OracleWeights(Mapping[str, ArrayHeader]):
         return OracleWeights(
             {new: self._headers[old] for old, new in names.items()}, self.source,
             constants=[new for old, new in names.items() if old in self.constants],
-            notes=self.notes,
+            notes=self.notes, graph=self.graph,
         )  # fmt: skip
+
+    def of_headers(self, headers: Headers) -> OracleWeights:
+        """Other headers from the same file."""
+        return OracleWeights(headers, self.source, notes=self.notes, graph=self.graph)
 
     def __getitem__(self, name: str) -> ArrayHeader:
         return self._headers[name]
@@ -121,10 +132,13 @@ def read_torch(path: Path, *, notes: list[str]) -> tuple[Headers, list[str]]:
     return headers, problems
 
 
-def read_onnx(path: Path, *, constants: set[str]) -> tuple[Headers, list[str]]:
-    """The headers of an .onnx file; what may be a mere constant is named."""
+def read_onnx(
+    path: Path, *, constants: set[str], graphs: list[ir.Model]
+) -> tuple[Headers, list[str]]:
+    """The headers of an .onnx file and its graph; what may be a mere constant is named."""
     from gdu_compile.onnx_weights import onnx_headers
 
-    headers, found = onnx_headers(path)
+    headers, found, graph = onnx_headers(path)
     constants |= found
+    graphs.append(graph)
     return headers, []

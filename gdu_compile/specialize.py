@@ -12,17 +12,18 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from gdu_compile import runtime
+from gdu_compile import model_io, runtime
 from gdu_compile.algorithm import AlgorithmGraph, flag_loops
 from gdu_compile.digits import Array
 from gdu_compile.encoding import Units
-from gdu_compile.errors import InputError
+from gdu_compile.errors import InputError, UnsupportedError
 from gdu_compile.graph_view import branches, nested
 from gdu_compile.metadata import Extension
 from gdu_compile.number_formats import numpy_dtype
 from gdu_compile.passes.fill_theta import FillThetaPass
 from gdu_compile.passes.normalize import NormalizePass
 from gdu_compile.passes.remove_extension import RemoveExtensionPass
+from gdu_compile.places import stand
 
 
 def filled(extended: ir.Model, theta: Mapping[str, Array]) -> ir.Model:
@@ -55,6 +56,12 @@ def with_weights(base: ir.Model, weights: Mapping[str, Array]) -> ir.Model:
     """The base as its file has it, holding w*: only constants change."""
     model = base.clone()
     NormalizePass()(model)
+    stand(model, weights, untie=True)
+    if missing := sorted(set(weights) - set(model.graph.initializers)):
+        raise UnsupportedError(
+            f"{', '.join(missing[:4])}: not found in the model as its file has it, only where "
+            f"its opset is raised; export it with opset {model_io.OPSET} or above"
+        )
     for name, array in weights.items():
         model.graph.initializers[name].const_value = ir.Tensor(array, name=name)
     return model

@@ -203,6 +203,7 @@ def print_inspection(facts: dict[str, Any], console: Console) -> None:
         table.add_row(escape(row["name"]), row["dtype"], escape(str(row["shape"])),
                       str(row["elements"]), str(row["uses"]))  # fmt: skip
     console.print(table)
+    print_other_weights(facts, console)
     say(console, escape(f"logits  {facts['logits']['name']}: {facts['logits']['why']}"))
     extension = facts["extension"]
     if extension is None:
@@ -221,6 +222,20 @@ def print_inspection(facts: dict[str, Any], console: Console) -> None:
                              f"{', '.join(bucket['weights'])}"))  # fmt: skip
     if extension["memory"] is not None:
         print_memory(extension, console)
+
+
+def print_other_weights(facts: dict[str, Any], console: Console) -> None:
+    """What an oracle may name besides the initializers, and the single uses of shared weights."""
+    if facts["other_weights"]:
+        table = new_table("other weight", "dtype", "shape", ">elements", "source")
+        for row in facts["other_weights"]:
+            table.add_row(escape(row["name"]), row["dtype"], escape(str(row["shape"])),
+                          str(row["elements"]), escape(row["source"]))  # fmt: skip
+        console.print(table)
+    for row in [*facts["weights"], *facts["other_weights"]]:
+        if row["places"]:
+            say(console, escape(f"shared  {row['name']}, each use with --untie: "
+                                 f"{', '.join(row['places'])}"))  # fmt: skip
 
 
 def print_memory(extension: dict[str, Any], console: Console) -> None:

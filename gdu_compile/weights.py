@@ -21,8 +21,18 @@ STRUCTURE = {
     "CenterCropPad": {1}, "Col2Im": {1, 2}, "TensorScatter": {2}, "RNN": {4}, "GRU": {4},
     "LSTM": {4},
 }  # fmt: skip
+CARRIERS = {
+    "bool": "uint8", "int4": "int8", "uint4": "uint8", "float8_e4m3fn": "float16",
+    "float8_e5m2": "float16", "float8_e4m3fnuz": "float16", "float8_e5m2fnuz": "float16",
+}  # fmt: skip
+"""Kinds that are recorded as a wider one, which holds each of their numbers: onnxruntime has Cast
+for them, and If, Reshape or Split not for all (measured).  Of 2 bits there is none: onnxruntime
+1.31.1 reads such a constant wrong once it has folded it."""
 # dtypes of which an uncovered initializer is worth a word; wider integers are mostly not weights.
-USUAL = {kind.name for kind in FLOATS} | {"int8", "uint8"}
+USUAL = {kind.name for kind in FLOATS} | {"int8", "uint8", "int16", "uint16", *CARRIERS} - {"bool"}
+NO_NUMBERS = {"object"}  # strings
+# operator → inputs that are weights also where they are of 32 bits
+QUANTIZED = {"DequantizeLinear": {0}, "QLinearConv": {8}}
 
 
 def dtype_name(value: ir.Value) -> str:
@@ -45,16 +55,33 @@ def no_weight(value: ir.Value) -> str | None:
         "is int64 that Reshape 'r' takes as structure (a shape, an axis, an index)"
     """
     dtype = dtype_name(value)
-    if dtype not in FORMATS:
-        return f"is {dtype} in the model; recorded are {', '.join(FORMATS)}"
+    if dtype not in FORMATS and dtype not in CARRIERS:
+        return f"is {dtype} in the model; recorded are {', '.join((*FORMATS, *CARRIERS))}"
+    return structural_use(value)
+
+
+def structural_use(value: ir.Value) -> str | None:
+    """Which use makes a value part of the computation's structure, or None."""
     for node, index in value.uses():
         axes = node.op_type.startswith("Reduce") and index == 1
         if node.domain == "" and (axes or index in STRUCTURE.get(node.op_type, ())):
-            return (f"is {dtype} that {node.op_type} {node.name!r} takes as structure "
+            return (f"is {dtype_name(value)} that {node.op_type} {node.name!r} takes as structure "
                     "(a shape, an axis, an index)")  # fmt: skip
     return None
 
 
 def is_usual_weight(value: ir.Value) -> bool:
-    """A weight of a dtype that networks usually learn: floats, and 8-bit integers."""
-    return dtype_name(value) in USUAL and no_weight(value) is None
+    """A weight of a dtype that networks usually learn: floats, and integers of up to 16 bits."""
+    if value.dtype is None or no_weight(value) is not None:
+        return False
+    return dtype_name(value) in USUAL or any(
+        index in QUANTIZED.get(node.op_type, ()) for node, index in value.uses()
+    )
+
+
+def unsupported(value: ir.Value) -> str | None:
+    """Why an initializer of numbers that are no structure cannot be recorded, or None."""
+    dtype = dtype_name(value)
+    if dtype in FORMATS or dtype in CARRIERS or dtype in NO_NUMBERS or structural_use(value):
+        return None
+    return no_weight(value)

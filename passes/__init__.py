@@ -85,6 +85,7 @@ def record_passes(
     class_axis: int | None = None,
     loss: LossSpec | None = None,
     targets: Targets | None = None,
+    untie: bool = False,
 ) -> list[GduPass]:
     """The stages of record, in order (DESIGN, Stages of record).
 
@@ -102,12 +103,18 @@ def record_passes(
         class_axis: the class axis of the output; None for the usual one.
         loss: the loss, when it is known; it may decide between logits and values.
         targets: the training data's ``y``, when it is known.
+        untie: oracle tensors may be for one use of a shared value, ``NAME@NODE.INPUT``.
     """
     return [
         NormalizePass(),
         LocateLogitsPass(logits, class_axis=class_axis, loss=loss, targets=targets),
         BindOraclePass(
-            oracle, code=code, allow_extra=allow_extra, strict=strict, cover_all=cover_all
+            oracle,
+            code=code,
+            allow_extra=allow_extra,
+            strict=strict,
+            cover_all=cover_all,
+            untie=untie,
         ),
         InsertRecorderPass(
             gain=gain,

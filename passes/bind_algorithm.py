@@ -32,6 +32,7 @@ from gdu_compile.digits import DEFAULT_CODE, DigitCode
 from gdu_compile.errors import InputError, UnsupportedError
 from gdu_compile.number_formats import FORMATS
 from gdu_compile.oracles import ORIGINAL, Problem
+from gdu_compile.places import stand
 from gdu_compile.shapes import fits, list_shape
 from gdu_compile.weights import dtype_name, is_usual_weight, no_weight
 
@@ -81,6 +82,10 @@ class BindAlgorithmPass(GduPass):
         name = name_of(self.oracle)
         refuse_random(algorithm, f"the oracle {name}")
         inputs, problems = match_inputs(algorithm, problem)
+        standing = stand(model, [str(value.name) for value in algorithm.graph.outputs])
+        state.placed = standing.how
+        for removed in standing.removed & set(state.lifted or {}):
+            del (state.lifted or {})[removed]
         weights, skipped, more = self.match_outputs(model, algorithm, state)
         problems += more + bound_loops(algorithm, self.max_iterations)
         problems += domain_problems(model, algorithm)

@@ -1,7 +1,9 @@
 """BindOraclePass: which initializer gets which digits.
 
-Before: a normalized model.  After: unchanged; state ``targets`` (the oracle's
-bytes as units, views) and ``skipped`` (weights that keep their values).
+Before: a normalized model.  After: what the oracle names is an initializer (``places.py``:
+values computed from constants, single uses, narrow kinds of numbers), nothing else has changed;
+state ``targets`` (the oracle's bytes as units, views) and ``skipped`` (weights that keep their
+values).
 Refuses, all problems at once: names the model does not have (unless
 ``allow_extra``), wrong shapes and dtypes, NaN, and with ``strict`` weights that
 the oracle does not cover.
@@ -11,23 +13,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 from gdu_compile.passes._base import GduPass
 
 from gdu_compile.arrays import ArrayHeader
+from gdu_compile.constants import constant_values
 from gdu_compile.contracts import Skipped, State, Target
 from gdu_compile.digits import DEFAULT_CODE, Array, DigitCode
 from gdu_compile.encoding import encoding_of
 from gdu_compile.errors import InputError
 from gdu_compile.name_matching import fitted, unknown_names
+from gdu_compile.number_formats import numpy_dtype
 from gdu_compile.oracle_weights import OracleWeights
-from gdu_compile.weights import dtype_name, is_usual_weight, no_weight
+from gdu_compile.places import stand, uses_by_name, uses_of
+from gdu_compile.weights import CARRIERS, dtype_name, is_usual_weight, no_weight, unsupported
 
 
 class BindOraclePass(GduPass):
-    """Match oracle tensors to initializers by name.
+    """Match oracle tensors to initializers, by name or, for another export, by structure.
 
     Args:
         oracle: the oracle weights w*.
@@ -35,6 +39,7 @@ class BindOraclePass(GduPass):
         strict: a float weight that the oracle does not cover is an error.
         cover_all: record such weights at their present value.
         code: the digit code.
+        untie: an oracle tensor may be for one use of a shared value, ``NAME@NODE.INPUT``.
     """
 
     needs = ("lifted",)
@@ -48,12 +53,14 @@ class BindOraclePass(GduPass):
         strict: bool = False,
         cover_all: bool = False,
         code: DigitCode = DEFAULT_CODE,
+        untie: bool = False,
     ) -> None:
         self.oracle = oracle
         self.allow_extra = allow_extra
         self.strict = strict
         self.cover_all = cover_all
         self.code = code
+        self.untie = untie
 
     def run(self, model: ir.Model, state: State) -> dict[str, int]:
         """Change the model; return what was done in numbers."""
@@ -61,16 +68,28 @@ class BindOraclePass(GduPass):
         targets: list[Target] = []
         skipped: list[Skipped] = []
         lifted = state.lifted or {}
-        oracle = fitted(self.oracle, model, state)
+        fit = fitted(self.oracle, model, state)
+        oracle = fit.oracle
+        standing = stand(model, self.wanted(model, oracle), untie=self.untie or fit.untie)
+        state.placed = standing.how
+        lifted = state.lifted = {
+            name: node for name, node in lifted.items() if name not in standing.removed
+        }
         for name, value in model.graph.initializers.items():
             if name in oracle:
-                complaint, array = self.match(name, value, oracle[name])
+                narrow = standing.carried.get(name)
+                complaint, array = self.match(name, value, oracle[name], narrow)
                 if complaint is not None:
                     problems.append(complaint)
             elif is_usual_weight(value) and name not in lifted:
                 array, reason = self.uncovered(name, value, problems)
                 if array is None:
                     skipped.append(Skipped(name, reason))
+            elif (why_not := unsupported(value)) is not None:
+                array = None
+                skipped.append(Skipped(name, f"{why_not}; keeps its value"))
+                if self.strict:
+                    problems.append(f"{name!r} {why_not} (--strict)")
             else:
                 continue
             if array is None:
@@ -81,7 +100,8 @@ class BindOraclePass(GduPass):
             encoding = encoding_of(self.code, str(array.dtype))
             targets.append(Target(name, array.shape, str(array.dtype), encoding.units(array)))
         if not self.allow_extra:
-            problems += self.unknown(model, oracle, lifted)
+            unknown = self.unknown(model, oracle, lifted)
+            problems += [*unknown, *fit.problems] if unknown else []
         if not targets and not problems:
             problems.append("it covers no weight of the model that has elements")
             problems.append(known_weights(model))
@@ -89,12 +109,28 @@ class BindOraclePass(GduPass):
             raise InputError(f"cannot use the oracle weights {self.oracle.source}", problems)
         state.targets, state.skipped, state.code = targets, skipped, self.code
         state.held = frozenset(self.oracle)
-        return {"targets": len(targets), "skipped": len(skipped)}
+        placed = {"placed": len(state.placed)} if state.placed else {}
+        return {"targets": len(targets), "skipped": len(skipped), **placed}
+
+    def wanted(self, model: ir.Model, oracle: OracleWeights) -> set[str]:
+        """What has to be an initializer of a dtype that is recorded."""
+        narrow = {
+            name for name, value in model.graph.initializers.items()
+            if self.cover_all and is_usual_weight(value)
+        }  # fmt: skip
+        return {*oracle, *narrow}
 
     def match(
-        self, name: str, value: ir.Value, header: ArrayHeader
+        self, name: str, value: ir.Value, header: ArrayHeader, narrow: str | None = None
     ) -> tuple[str | None, Array | None]:
-        """(complaint, None) or (None, array) for a weight that the oracle names."""
+        """(complaint, None) or (None, array) for a weight that the oracle names.
+
+        Args:
+            name: of the weight.
+            value: its initializer.
+            header: what the oracle has.
+            narrow: the dtype that it had in the model, where a wider one stands for it.
+        """
         assert value.const_value is not None
         shape = tuple(value.const_value.shape.numpy())  # the graph may declare it symbolically
         if header.shape != shape:
@@ -102,12 +138,17 @@ class BindOraclePass(GduPass):
         if (reason := no_weight(value)) is not None:
             same = np.array_equal(header.load(), value.const_value.numpy())
             return (None if same else f"{name!r} {reason}"), None
-        dtype = dtype_name(value)
-        if str(header.dtype) != dtype and not is_raw(header.dtype, dtype):
+        own = dtype_name(value)
+        dtype = narrow or own
+        if str(header.dtype) not in {dtype, own} and not is_raw(header.dtype, dtype):
             return f"{name!r} is {header.dtype}, but {dtype} in the model: convert it", None
         array = header.load()
         if is_raw(header.dtype, dtype):
-            array = array.view(ml_dtypes.bfloat16)
+            array = array.view(numpy_dtype(dtype))
+        if narrow is not None:
+            given, array = array, array.astype(numpy_dtype(narrow)).astype(numpy_dtype(own))
+            if not np.array_equal(given.astype(array.dtype), array, equal_nan=own == "float16"):
+                return f"{name!r} holds numbers that {narrow} of the model does not have", None
         if (bad := first_nan(array)) is not None:
             return f"{name!r} holds NaN (first at flat index {bad})", None
         return None, array
@@ -138,7 +179,18 @@ class BindOraclePass(GduPass):
             value for name, value in weights.items()
             if is_usual_weight(value) and name not in oracle and name not in lifted
         ]  # fmt: skip
-        return [*unknown_names(headers, free, weights), known_weights(model)]
+        shared = uses_by_name(model, constant_values(model)) if not self.untie else {}
+        uses = {name: headers.pop(name) for name in [*headers] if name in shared}
+        complaints = [tied(name, shared[name][0]) for name in uses]
+        if headers:
+            complaints += [*unknown_names(headers, free, weights), known_weights(model)]
+        return complaints
+
+
+def tied(name: str, value: ir.Value) -> str:
+    """The complaint about a single use where weights are to stay tied."""
+    return (f"{name!r} is one of the {len(list(uses_of(value)))} uses of {value.name!r}, which "
+            "share one value; --untie gives it its own")  # fmt: skip
 
 
 def known_weights(model: ir.Model) -> str:
@@ -149,8 +201,10 @@ def known_weights(model: ir.Model) -> str:
 
 
 def is_raw(given: np.dtype[np.generic], wanted: str) -> bool:
-    """Whether numpy has lost the name of the dtype: it writes bfloat16 into .npz files as |V2."""
-    return wanted == "bfloat16" and given.kind == "V" and given.itemsize == 2
+    """Whether numpy has lost the name of the dtype: it writes bfloat16 into .npz files as |V2, and
+    float8 and integers below 8 bits, of which each has a byte there, as |V1."""
+    named = wanted == "bfloat16" or (wanted in CARRIERS and wanted != "bool")
+    return named and given.kind == "V" and given.itemsize == numpy_dtype(wanted).itemsize
 
 
 def first_nan(array: Array) -> int | None:
