@@ -221,6 +221,8 @@ class State:
     # NormalizePass: constants that were nodes: value name → the node's name
     lifted: dict[str, str] | None = None
     source: str | None = None
+    # LiftAttributesPass, which NormalizePass runs: nodes whose weights stay attributes, and why
+    attributes: dict[str, str] | None = None
     # LocateLogitsPass
     logits: LogitsSite | None = None
     # BindOraclePass

@@ -30,6 +30,7 @@ from gdu_compile.passes.insert_recorder import (
     InsertRecorderPass,
 )
 from gdu_compile.passes.insert_switches import InsertSwitchesPass
+from gdu_compile.passes.lift_attributes import LiftAttributesPass
 from gdu_compile.passes.locate_logits import LocateLogitsPass
 from gdu_compile.passes.normalize import NormalizePass
 from gdu_compile.passes.remove_extension import RemoveExtensionPass
@@ -48,8 +49,8 @@ __all__ = [
     "ALL_PASSES", "LEARN_PASSES", "RECORD_PASSES", "AnnotatePass", "BindAlgorithmPass",
     "BindOraclePass", "CheckExtensionPass", "FillThetaPass", "GduPass", "IfConversionPass",
     "InlineAlgorithmPass", "InsertMemoryPass", "InsertRecorderPass", "InsertSwitchesPass",
-    "LocateLogitsPass", "NormalizePass", "RemoveExtensionPass", "RestoreConstantsPass", "SinkPass",
-    "learn_passes", "record_passes",
+    "LiftAttributesPass", "LocateLogitsPass", "NormalizePass", "RemoveExtensionPass",
+    "RestoreConstantsPass", "SinkPass", "learn_passes", "record_passes",
 ]  # fmt: skip
 
 RECORD_PASSES: tuple[type[GduPass], ...] = (
@@ -65,8 +66,8 @@ LEARN_PASSES: tuple[type[GduPass], ...] = (
 """The stages of learn, in order; ``learn_passes`` makes them."""
 
 ALL_PASSES: tuple[type[GduPass], ...] = (
-    *RECORD_PASSES, BindAlgorithmPass, InsertMemoryPass, InlineAlgorithmPass, SinkPass,
-    IfConversionPass, FillThetaPass, RemoveExtensionPass,
+    *RECORD_PASSES, LiftAttributesPass, BindAlgorithmPass, InsertMemoryPass, InlineAlgorithmPass,
+    SinkPass, IfConversionPass, FillThetaPass, RemoveExtensionPass,
 )  # fmt: skip
 
 

@@ -121,6 +121,10 @@ class BindAlgorithmPass(GduPass):
                 skipped.append(Skipped(name, "the oracle does not compute it, keeps its value"))
                 if self.strict:
                     problems.append(f"it does not compute {name!r} of the model (--strict)")
+        skipped += [Skipped(*each) for each in (state.attributes or {}).items()]
+        if self.strict:
+            problems += [f"{name!r}: {why} (--strict)"
+                         for name, why in (state.attributes or {}).items()]  # fmt: skip
         unknown = [name for name in outputs if name not in model.graph.initializers]
         if unknown and not self.allow_extra:
             problems += [f"its output {name!r} is no weight of the model" for name in unknown]

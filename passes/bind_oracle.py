@@ -99,6 +99,10 @@ class BindOraclePass(GduPass):
                 continue
             encoding = encoding_of(self.code, str(array.dtype))
             targets.append(Target(name, array.shape, str(array.dtype), encoding.units(array)))
+        for name, reason in (state.attributes or {}).items():
+            skipped.append(Skipped(name, reason))
+            if self.strict:
+                problems.append(f"{name!r}: {reason} (--strict)")
         if not self.allow_extra:
             unknown = self.unknown(model, oracle, lifted)
             problems += [*unknown, *fit.problems] if unknown else []

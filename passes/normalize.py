@@ -1,8 +1,9 @@
 """NormalizePass: every weight becomes an initializer of the main graph.
 
-Before: weights may hide in Constant nodes, branches, model-local functions or
-old-style graph inputs.  After: functions are inlined, all constants are
-initializers of the main graph, and initializers are no graph inputs.
+Before: weights may hide in Constant nodes, branches, model-local functions,
+attributes of classical-ML operators or old-style graph inputs.  After: functions are
+inlined, all constants are initializers of the main graph, those in attributes too
+(LiftAttributesPass), and initializers are no graph inputs.
 State: ``lifted`` (which initializers were Constant nodes, so that
 RestoreConstantsPass can put them back) and ``source`` (hash of the base's header).
 Refuses: models that are extended already; random and training-mode operators.
@@ -14,6 +15,7 @@ import hashlib
 
 import onnx_ir as ir
 from gdu_compile.passes._base import GduPass
+from gdu_compile.passes.lift_attributes import LiftAttributesPass
 from onnx_ir.passes import common
 
 from gdu_compile.contracts import State, graph_problems
@@ -31,7 +33,7 @@ IR_VERSION = 8
 class NormalizePass(GduPass):
     """Inline functions, lift constants, and take initializers out of the inputs."""
 
-    gives = ("lifted", "source")
+    gives = ("lifted", "source", "attributes")
 
     def run(self, model: ir.Model, state: State) -> dict[str, int]:
         """Change the model; return what was done in numbers."""
@@ -47,6 +49,7 @@ class NormalizePass(GduPass):
         if graph_problems(model):
             # onnxruntime takes the nodes in any order.
             common.TopologicalSortPass()(model)
+        attributes = LiftAttributesPass().run(model, state)["nodes"]
         common.LiftSubgraphInitializersToMainGraphPass()(model)
         constants = {
             str(node.outputs[0].name): node.name or ""
@@ -60,7 +63,8 @@ class NormalizePass(GduPass):
         state.lifted = {
             name: node for name, node in constants.items() if name in model.graph.initializers
         }
-        return {"functions": functions, "constants": len(state.lifted)}
+        lifted = {"attributes": attributes} if attributes else {}
+        return {"functions": functions, "constants": len(state.lifted), **lifted}
 
 
 def refuse_random(model: ir.Model, called: str = "the model") -> None:
