@@ -35,8 +35,9 @@ def inspect(model: str | PathLike[str]) -> dict[str, Any]:
     ``operators`` (operator → count), ``weights`` (the initializers: name, dtype, shape,
     elements, uses; ``places``: the names of single uses where several share it, see --untie;
     ``why_not``: why it cannot be recorded, or null), ``other_weights`` (what else an oracle
-    may name: the same keys, and ``source``, in words), ``logits`` (which output would be
-    taken, or why none), ``switches`` (If nodes on constant conditions: the mark of an
+    may name: the same keys, and ``source``, in words), ``attributes`` (nodes whose weights
+    stay attributes: name, reason), ``logits`` (which output would be taken, or why none),
+    ``switches`` (If nodes on constant conditions: the mark of an
     extension, with or without metadata), ``extension`` (its facts; null for an ordinary model).
 
     Raises:
@@ -66,10 +67,12 @@ def inspect(model: str | PathLike[str]) -> dict[str, Any]:
         "switches": [str(node.name) for node in constant_switches(graph)],
         "extension": extension(loaded, path),
     }
-    others = []
+    others, attributes = [], {}
     if facts["extension"] is None:
         others = look_further(loaded, {row["name"]: row for row in facts["weights"]})
-    return {**facts, "other_weights": others}
+        attributes = state_of(loaded).attributes or {}
+    listed = [{"name": name, "reason": reason} for name, reason in attributes.items()]
+    return {**facts, "other_weights": others, "attributes": listed}
 
 
 def signature(value: ir.Value) -> dict[str, Any]:

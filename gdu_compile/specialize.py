@@ -53,18 +53,32 @@ def without_extension(extended: ir.Model, weights: Mapping[str, Array]) -> ir.Mo
 
 
 def with_weights(base: ir.Model, weights: Mapping[str, Array]) -> ir.Model:
-    """The base as its file has it, holding w*: only constants change."""
+    """The base as its file has it, holding w*: only constants change.
+
+    What only the raised model has (attributes that become initializers) is put into that.
+
+    Raises:
+        UnsupportedError: a weight is found in neither.
+    """
     model = base.clone()
-    NormalizePass()(model)
-    stand(model, weights, untie=True)
-    if missing := sorted(set(weights) - set(model.graph.initializers)):
+    if missing := not_placed(model, weights):
+        model = model_io.raise_opset(base.clone())
+        missing = not_placed(model, weights)
+    if missing:
         raise UnsupportedError(
-            f"{', '.join(missing[:4])}: not found in the model as its file has it, only where "
-            f"its opset is raised; export it with opset {model_io.OPSET} or above"
+            f"{', '.join(missing[:4])}: not found in the model as its file has it; export it with "
+            f"opset {model_io.OPSET} or above"
         )
     for name, array in weights.items():
         model.graph.initializers[name].const_value = ir.Tensor(array, name=name)
     return model
+
+
+def not_placed(model: ir.Model, weights: Mapping[str, Array]) -> list[str]:
+    """Make initializers of the weights, in place; the names of those that are not to be found."""
+    NormalizePass()(model)
+    stand(model, weights, untie=True)
+    return sorted(set(weights) - set(model.graph.initializers))
 
 
 def signal_units(extended: ir.Model, name: str) -> Units:

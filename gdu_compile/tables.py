@@ -236,6 +236,8 @@ def print_other_weights(facts: dict[str, Any], console: Console) -> None:
         if row["places"]:
             say(console, escape(f"shared  {row['name']}, each use with --untie: "
                                  f"{', '.join(row['places'])}"))  # fmt: skip
+    for row in facts["attributes"]:
+        say(console, escape(f"stays   {row['name']}: {row['reason']}"))
 
 
 def print_memory(extension: dict[str, Any], console: Console) -> None:

@@ -109,6 +109,7 @@ class BindOraclePass(GduPass):
         if not targets and not problems:
             problems.append("it covers no weight of the model that has elements")
             problems.append(known_weights(model))
+            problems += [f"{name!r}: {why}" for name, why in (state.attributes or {}).items()]
         if problems:
             raise InputError(f"cannot use the oracle weights {self.oracle.source}", problems)
         state.targets, state.skipped, state.code = targets, skipped, self.code
@@ -188,6 +189,7 @@ class BindOraclePass(GduPass):
         complaints = [tied(name, shared[name][0]) for name in uses]
         if headers:
             complaints += [*unknown_names(headers, free, weights), known_weights(model)]
+            complaints += shared_weights(headers, weights, [value for value, _ in shared.values()])
         return complaints
 
 
@@ -195,6 +197,23 @@ def tied(name: str, value: ir.Value) -> str:
     """The complaint about a single use where weights are to stay tied."""
     return (f"{name!r} is one of the {len(list(uses_of(value)))} uses of {value.name!r}, which "
             "share one value; --untie gives it its own")  # fmt: skip
+
+
+def shared_weights(
+    headers: Mapping[str, ArrayHeader], weights: Mapping[str, ir.Value], shared: list[ir.Value]
+) -> list[str]:
+    """Initializers with several uses, one of which an unknown oracle tensor may be meant for."""
+    shapes = {header.shape for header in headers.values()}
+    names = [
+        f"{name!r} ({len(list(uses_of(value)))} uses)" for name, value in weights.items()
+        if value in shared and is_usual_weight(value) and value.const_value is not None
+        and tuple(value.const_value.shape.numpy()) in shapes
+    ]  # fmt: skip
+    if not names:
+        return []
+    listed = ", ".join(names[:4]) + " …" * (len(names) > 4)
+    return [f"several nodes share {listed}: inspect names the uses, and --untie, with --rename, "
+            "gives each a value of its own"]  # fmt: skip
 
 
 def known_weights(model: ir.Model) -> str:

@@ -222,6 +222,25 @@ def test_listed(case: str) -> None:
         gdu_compile.compile(model, {"b": r(1)}, strict=True)
 
 
+def test_only_trees(tmp_path: Path) -> None:
+    """Nothing to record: the error says what was seen, and so does inspect."""
+    path = save_onnx(tmp_path / "t.onnx", model_of(TREE, classes=1))
+    with pytest.raises(InputError) as caught:
+        gdu_compile.compile(path, {"w": r(1)}, allow_extra=True)
+    assert any("holds its trees in attributes" in each for each in caught.value.problems)
+    (row,) = gdu_compile.inspect(path)["attributes"]
+    assert row["name"] == "TreeEnsembleRegressor" and "trees" in row["reason"]
+
+
+def test_an_old_opset(tmp_path: Path) -> None:
+    """Lifted once the model is raised; so is the base that it is compared with."""
+    model = model_of(*LIFTED["a regression"][0], classes=1)
+    model.graph.opset_imports.update({"": 9, ML: 1})
+    path = save_onnx(tmp_path / "m.onnx", model)
+    oracle = {name: r(*shape) for name, shape in LIFTED["a regression"][2].items()}
+    assert_reproduced(gdu_compile.compile(path, oracle).report)
+
+
 def test_a_difference_is_told_with_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """The negative control: a rewriting that is wrong in the last bit is not taken."""
 

@@ -217,7 +217,7 @@ def test_train_verify_apply_extract_inspect_passes(
     code, result = call_json(capsys, "inspect", plain)
     assert code == 0 and result["extension"] is None and result["switches"] == []
     code, result = call_json(capsys, "passes")
-    assert code == 0 and len(result["passes"]) == 15
+    assert code == 0 and len(result["passes"]) == 16
     for command in (["inspect", trained], ["inspect", plain], ["passes"]):
         assert run(command) == 0
     assert "armed (trained)" in capsys.readouterr().out

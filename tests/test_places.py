@@ -266,6 +266,16 @@ def test_without_untie_a_use_is_no_weight() -> None:
     assert "--untie" in caught.value.problems[0]
 
 
+def test_shared_weights_are_pointed_to() -> None:
+    """An oracle with a bias for each layer, where the export has one for all."""
+    with pytest.raises(InputError) as caught:
+        gdu_compile.compile(net(SHARED, SHARED_WEIGHTS), {"layer.bias": r(4), "W": r(4, 3)})
+    assert "several nodes share 'b' (3 uses): inspect" in caught.value.problems[-1]
+    with pytest.raises(InputError) as caught:  # the control: another shape
+        gdu_compile.compile(net(SHARED, SHARED_WEIGHTS), {"layer.bias": r(5), "W": r(4, 3)})
+    assert "several nodes share" not in str(caught.value)
+
+
 def test_inspect_names_the_uses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In the JSON and on the table, so that an .npz can be made of them."""
     path = save_onnx(tmp_path / "m.onnx", net(SHARED, SHARED_WEIGHTS))
