@@ -43,6 +43,9 @@ class LogitsSite:
             "sigmoid" or "values".
         why: one sentence for the reader: why this value was taken.
         dims: for every dimension of the logits where its size comes from.
+        dtype: of the output, as numpy and ml_dtypes spell it.
+        calls: whether a sample is a whole call (``calls.py``), and not a row along axis 0.
+        exposed: whether ``output`` is none of the base's: scores behind which it has a label.
     """
 
     name: str
@@ -52,6 +55,15 @@ class LogitsSite:
     kind: str
     why: str
     dims: tuple[DimSource, ...]
+    dtype: str = "float32"
+    calls: bool = False
+    exposed: bool = False
+
+    @property
+    def own_ending(self) -> bool:
+        """Whether the recorder ends in a Softmax, LogSoftmax or Sigmoid of its own: behind the
+        switch nothing follows."""
+        return self.name == self.output and self.kind not in ("logits", "values")
 
 
 @dataclass(frozen=True)

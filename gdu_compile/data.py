@@ -14,12 +14,21 @@ from gdu_compile.arrays import ArrayHeader, Headers, read_arrays
 from gdu_compile.contracts import DimSource, LogitsSite
 from gdu_compile.digits import Array
 from gdu_compile.errors import InputError, UnsupportedError
+from gdu_compile.legal_inputs import limits, size_named, whole_numbers
 from gdu_compile.losses import DEFAULT_LOSS, IN_0_1, SIGNS, LossSpec, column_kind
 from gdu_compile.shapes import fits, list_shape
 
 SYNTHETIC_SAMPLES = 256
+SYNTHETIC_CALLS = 16
 # A dynamic dimension other than the batch gets this size in synthetic data.
 SYNTHETIC_DIM = 8
+# Others that are tried where the network does not run with it: a picture may be too small, a
+# sequence longer than its table of positions.
+OTHER_DIMS = (32, 128, 4, 2, 1)
+
+
+CALLS_NOTE = ("samples do not lie along axis 0 of every input and of the output: each sample is a "
+              "call of its own, and arrays have the axis of samples in front")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,7 @@ class Targets:
         if self.header.dtype.kind not in "iubf" or 0 in self.header.shape:
             return None
         y = self.header.load().astype(np.float64)
-        column = y.take(0, axis=axis) if rank > 1 and y.ndim == rank else y
+        column = y.take(0, axis=axis) if rank > 1 and y.ndim >= rank else y
         low, high = float(column.min()), float(column.max())
         if not np.isfinite([low, high]).all():
             return None
@@ -75,6 +84,7 @@ class Dataset:
         notes: what a reader should know.
         positions: labels that count per sample: 1, or the number of tokens or pixels.
         ignore_index: the label that means "leave out"; None when there is none.
+        calls: whether a sample is a whole call (``calls.py``), and axis 0 none of the model's.
     """
 
     kind: str
@@ -84,6 +94,7 @@ class Dataset:
     notes: tuple[str, ...] = ()
     positions: int = 1
     ignore_index: int | None = None
+    calls: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -128,6 +139,9 @@ def load_data(
         InputError: with all problems: missing arrays, shapes, dtypes, labels.
         UnsupportedError: the model has an input that cannot hold samples.
     """
+    calls = site.calls
+    if calls:
+        inputs, site = lifted(inputs, site)
     check_inputs(inputs)
     headers = read_arrays(path)
     chosen, problems = arrays_for(inputs, headers)
@@ -138,9 +152,26 @@ def load_data(
     labels = targets_of(headers["y"].load(), site, loss)
     arrays = {name: cast(header, value_named(inputs, name)) for name, header in chosen.items()}
     unused = set(headers) - {"y"} - {header.name for header in chosen.values()}
-    notes = (f"arrays of {path} that are not used: {', '.join(sorted(unused))}",) if unused else ()
+    notes: tuple[str, ...] = ()
+    if unused:
+        notes = (f"arrays of {path} that are not used: {', '.join(sorted(unused))}",)
+    if calls:
+        notes += (CALLS_NOTE,)
     return Dataset("file", str(path), arrays, labels, notes, positions_of(labels, site, loss),
-                   loss.ignore_index)  # fmt: skip
+                   loss.ignore_index, calls)  # fmt: skip
+
+
+def lifted(
+    inputs: Sequence[ir.Value], site: LogitsSite
+) -> tuple[list[ir.Value], LogitsSite]:  # fmt: skip
+    """Inputs and logits with the axis of calls in front, where a sample is a whole call."""
+    values = [
+        ir.Value(name=value.name, type=value.type,
+                 shape=None if value.shape is None else ir.Shape(["calls", *value.shape]))
+        for value in inputs
+    ]  # fmt: skip
+    dims = (None, *((dim[0], dim[1] + 1) if isinstance(dim, tuple) else dim for dim in site.dims))
+    return values, dataclasses.replace(site, dims=dims, calls=False)
 
 
 def arrays_for(
@@ -190,8 +221,9 @@ def positions_of(labels: Array, site: LogitsSite, loss: LossSpec) -> int:
     return labels.size // (len(labels) * columns)
 
 
-def check_inputs(inputs: Sequence[ir.Value]) -> None:
-    """Raise UnsupportedError unless samples can lie along axis 0 of every model input."""
+def check_inputs(inputs: Sequence[ir.Value], *, calls: bool = False) -> None:
+    """Raise UnsupportedError unless samples can lie along axis 0 of every model input, or where
+    they are calls."""
     if not inputs:
         raise UnsupportedError("the model has no inputs, so there is nothing to run it on; "
                                "--no-confirm only writes the extended model")  # fmt: skip
@@ -201,14 +233,14 @@ def check_inputs(inputs: Sequence[ir.Value]) -> None:
             problems.append(f"input {value.name!r} is no tensor ({value.type})")
         elif value.dtype == ir.DataType.STRING:
             problems.append(f"input {value.name!r} takes strings")
-        elif value.shape is not None and not value.shape.rank():
+        elif value.shape is not None and not value.shape.rank() and not calls:
             problems.append(f"input {value.name!r} is a scalar; make it a constant of the model")
         elif value.shape is not None and 0 in value.shape:
             problems.append(
                 f"input {value.name!r} has shape {list_shape(value.shape)}: no elements"
             )
     sizes = {str(value.name): size for value in inputs if (size := fixed_batch([value]))}
-    if len(set(sizes.values())) > 1:
+    if len(set(sizes.values())) > 1 and not calls:
         batches = ", ".join(f"{size} for {name!r}" for name, size in sizes.items())
         problems.append(f"the batch is fixed to different sizes: {batches}")
     if problems:
@@ -342,6 +374,7 @@ def synthetic_data(
     seed: int,
     loss: LossSpec | None = None,
     shape: Sequence[int] | None = None,
+    dim: int = SYNTHETIC_DIM,
 ) -> Dataset:
     """Standard normal inputs; uniform random labels, or standard normal targets of values.
 
@@ -351,6 +384,7 @@ def synthetic_data(
         seed: of the random numbers.
         loss: what the labels are for; None for the default of the output kind.
         shape: of the logits; None to read it off ``site.dims``, where that is possible.
+        dim: the size of dynamic dimensions other than the batch.
 
     Example:
         >>> import onnx_ir as ir
@@ -363,8 +397,10 @@ def synthetic_data(
     """
     loss = loss or fitting_loss(site, None)
     rng = np.random.default_rng(seed)
-    arrays = synthetic_inputs(inputs, rng)
-    sizes = list(shape or known_shape(site, arrays))
+    arrays, calls = synthetic_inputs(inputs, rng, calls=site.calls, dim=dim), site.calls
+    if calls:
+        _, site = lifted(inputs, site)
+    sizes = known_shape(site, arrays, shape)
     labels: Array
     if loss.takes_classes:
         del sizes[site.axis]
@@ -375,18 +411,27 @@ def synthetic_data(
         labels = rng.standard_normal(sizes).astype(np.float32)
     else:
         labels = rng.integers(0, 2, sizes).astype(np.float32)
-    return Dataset("synthetic", None, arrays, labels, (), positions_of(labels, site, loss),
-                   loss.ignore_index)  # fmt: skip
+    return Dataset("synthetic", None, arrays, labels, (CALLS_NOTE,) if calls else (),
+                   positions_of(labels, site, loss), loss.ignore_index, calls)  # fmt: skip
 
 
-def known_shape(site: LogitsSite, inputs: dict[str, Array]) -> list[int]:
+def known_shape(
+    site: LogitsSite, inputs: dict[str, Array], shape: Sequence[int] | None = None
+) -> list[int]:
     """The logits' shape on these inputs; a batch of no name is the inputs' own.
+
+    Args:
+        site: the logits.
+        inputs: the arrays.
+        shape: what a run with as large inputs, but for axis 0, has given; None without one.
 
     Raises:
         UnsupportedError: another dimension can only be known by running the model.
     """
     first = site.dims[0]
     sizes = [len(next(iter(inputs.values()))) if first is None else size_of(first, inputs)]
+    if shape is not None:
+        return [*sizes, *shape[1:]]
     for dim in site.dims[1:]:
         if dim is None:
             raise UnsupportedError(f"the shape of the output {site.output!r} is not known; "
@@ -400,21 +445,35 @@ def size_of(dim: int | tuple[str, int], inputs: dict[str, Array]) -> int:
     return dim if isinstance(dim, int) else inputs[dim[0]].shape[dim[1]]
 
 
-def synthetic_inputs(inputs: Sequence[ir.Value], rng: np.random.Generator) -> dict[str, Array]:
-    """Standard normal arrays; 0 and 1 for integers and booleans."""
-    check_inputs(inputs)
-    samples = fixed_batch(inputs) or SYNTHETIC_SAMPLES
+def synthetic_inputs(
+    inputs: Sequence[ir.Value], rng: np.random.Generator, *, calls: bool = False,
+    dim: int = SYNTHETIC_DIM, samples: int | None = None,
+) -> dict[str, Array]:  # fmt: skip
+    """Standard normal arrays; whole numbers that the network's operators allow, 0 and 1 where
+    nothing is known; booleans.
+
+    Args:
+        inputs: the model's inputs.
+        rng: the random numbers.
+        calls: whether a sample is a whole call.
+        dim: the size of dynamic dimensions other than the batch.
+        samples: how many, where the model does not fix the batch; None for the usual number.
+    """
+    check_inputs(inputs, calls=calls)
+    count = SYNTHETIC_CALLS if calls else SYNTHETIC_SAMPLES
+    count = samples or count if calls else fixed_batch(inputs) or samples or count
     arrays: dict[str, Array] = {}
     for value in inputs:
         dtype = numpy_dtype(value)
         if value.shape is None:
             raise UnsupportedError(f"input {value.name!r} has no shape; give --data")
-        dims = [dim if isinstance(dim, int) else SYNTHETIC_DIM for dim in value.shape]
-        shape = (samples, *dims[1:])
-        if np.issubdtype(dtype, np.floating):
-            arrays[str(value.name)] = rng.standard_normal(shape).astype(dtype)
+        sizes = [size_named(d, {}, dim) for d in value.shape]
+        shape = (count, *(sizes if calls else sizes[1:]))
+        if dtype.kind in "iub":
+            bounds = limits(value, lambda d: size_named(d, {}, dim))
+            arrays[str(value.name)] = whole_numbers(shape, dtype, bounds, rng)
         else:
-            arrays[str(value.name)] = rng.integers(0, 2, shape).astype(dtype)
+            arrays[str(value.name)] = rng.standard_normal(shape).astype(dtype)
     return arrays
 
 

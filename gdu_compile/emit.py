@@ -7,15 +7,18 @@ Small constants become Constant nodes: the extension adds no float initializer b
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from gdu_compile.builder import BOOL, FLOAT, INT32, Builder
-from gdu_compile.contracts import Bucket
+from gdu_compile.contracts import Bucket, LogitsSite
 from gdu_compile.emit_code import emit_quantize
 from gdu_compile.emit_values import emit_values
 from gdu_compile.encoding import Encoding
+from gdu_compile.endings import ENDINGS
+from gdu_compile.number_formats import numpy_dtype
 
 
 def emit_armed(b: Builder, thetas: Sequence[ir.Value]) -> ir.Value:
@@ -81,13 +84,25 @@ def emit_recorder(
         total = b.op("Add", total, part, name="gdu_Q", shape=[])
     quiet = b.op("Mul", total, b.float(gain, "gdu_gain"), name="gdu_gain_Q", shape=[])
     z = b.op("Add", quiet, b.float(start, "gdu_z0"), name="gdu_z", shape=[])
-    e0 = np.zeros((classes, *[1] * (-axis - 1)), dtype=np.float32)  # C x 1 x … x 1
-    e0[0] = 1
+    e0 = np.zeros((classes, *[1] * (-axis - 1)) if rank else (), dtype=np.float32)  # C x 1 x … x 1
+    e0.flat[0] = 1
     row = b.op("Mul", b.constant(e0, "gdu_e0"), z, name="gdu_row", shape=e0.shape)
     sizes: list[int | None] = [None] * rank
-    if rank > 1:
+    if rank > 1 and classes > 1:
         sizes[axis] = classes
     return b.op("Expand", row, shape, name="gdu_recorded_logits", shape=sizes)
+
+
+def emit_ending(b: Builder, z: ir.Value, site: LogitsSite) -> ir.Value:
+    """What the switch takes: the recorder's logits, or what the output makes of them, in its
+    dtype."""
+    shape = z.shape or ()
+    if site.own_ending:
+        operator = {kind: name for name, kind in ENDINGS.items()}[site.kind]
+        attributes: dict[str, Any] = {} if site.kind == "sigmoid" else {"axis": site.axis}
+        z = b.op(operator, z, name="gdu_recorded_answer", shape=shape, **attributes)
+    dtype = ir.DataType.from_numpy(numpy_dtype(site.dtype))
+    return b.cast(z, dtype, "gdu_recorded_cast", shape)
 
 
 def emit_decode(

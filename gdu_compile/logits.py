@@ -3,38 +3,66 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+import networkx as nx
 import numpy as np
 import onnx_ir as ir
 
+from gdu_compile.calls import by_calls
 from gdu_compile.contracts import DimSource, LogitsSite
+from gdu_compile.endings import ENDINGS, FLOATS, Ending, ending_of, is_float, maker
 from gdu_compile.errors import InputError, UnsupportedError
+from gdu_compile.graph_view import to_networkx
 from gdu_compile.losses import COLUMN_LOSSES, VALUE_LOSSES, LossSpec
 from gdu_compile.shapes import list_shape
-
-ENDINGS = {"Softmax": "probabilities", "LogSoftmax": "log_probabilities", "Sigmoid": "sigmoid"}
-"""Operators that may end the graph: the recorder goes in front of them."""
 
 REFUSED = {"HardSigmoid", "Hardmax"}
 KINDS = ("logits", *ENDINGS.values(), "values")
 VALUES_START = -8.0
 """z0 of ``values`` when no targets are known at compile time: below standard normal ones."""
 
+FLOAT16_LIMIT = 2**11
+"""N at most where the output is float16: 1/(2N·n) is then no smaller than its smallest number."""
+
+CHANNELS_FIRST = {"Conv", "ConvTranspose", "BatchNormalization", "InstanceNormalization", "MaxPool",
+                  "AveragePool", "Resize"}  # fmt: skip
+CHANNELS_LAST = {"MatMul", "Gemm", "LayerNormalization", "Einsum"}
+ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Relu", "LeakyRelu", "PRelu", "Tanh", "Elu", "Gelu",
+               "Neg", "Cast", "Identity", "Clip", "Dropout"}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Candidate:
-    """An output that the loss may see, and the value that would be switched."""
+    """An output that the loss may see, and the value that would be switched.
+
+    Attributes:
+        output: what the loss would see.
+        value: what would be switched.
+        axis: the class axis from the end; None when there is none.
+        kind: of the output.
+        how: how the class axis and the kind were found; "" when nothing is to be said.
+        source: the output of the base that ``output`` is computed for; itself but for scores
+            behind which the base has a label or a map.
+    """
 
     output: ir.Value
     value: ir.Value
-    axis: int
+    axis: int | None
     kind: str
+    how: str
+    source: ir.Value
 
     @property
     def classes(self) -> int:
         """C."""
-        return class_count(self.output, self.axis)
+        return 1 if self.axis is None else class_count(self.output, self.axis)
+
+    @property
+    def exposed(self) -> bool:
+        """Whether the output is none of the base's."""
+        return self.output is not self.source
 
 
 def locate_logits(
@@ -49,64 +77,121 @@ def locate_logits(
 
     Args:
         model: the normalized base.
-        wanted: name of the output to take; None to search.
-        class_axis: the class axis; None for the last one of up to 3, else 1.
+        wanted: name of the output to take, or of a value inside; None to search.
+        class_axis: the class axis; None to search.
         loss: decides between logits and values where the graph does not.
         integers: whether the targets are whole numbers or booleans; None when not known.
 
     Raises:
-        InputError: no output has the wanted name, or the loss does not go with it.
+        InputError: nothing has the wanted name, or the loss does not go with it.
         UnsupportedError: no output can be logits; the reasons are listed.
     """
-    outputs = {str(value.name): value for value in model.graph.outputs}
-    if wanted is not None and wanted not in outputs:
-        raise InputError(
-            f"no output is called {wanted!r} (--logits)", [f"outputs: {', '.join(outputs)}"]
-        )
-    looked_at = outputs if wanted is None else {wanted: outputs[wanted]}
+    graph = model.graph
+    looked_at = wanted_values(graph, wanted)
     found = {
-        name: candidate(value, class_axis, loss, integers) for name, value in looked_at.items()
+        str(value.name): candidate(value, value, class_axis, loss, integers) for value in looked_at
     }
     fitting = [each for each in found.values() if isinstance(each, Candidate)]
+    if wanted is not None and fitting and looked_at[0] not in graph.outputs:
+        (inside,) = fitting
+        fitting = [Candidate(inside.output, inside.output, inside.axis, inside.kind, inside.how,
+                             graph.outputs[0])]  # fmt: skip
+    if not fitting:
+        # Behind floats nothing is looked for: what they are was said.
+        others = [value for value in looked_at if not is_float(value)]
+        fitting = list(scores_behind(graph, others, class_axis, loss, integers))
     if not fitting:
         raise UnsupportedError(
             "no output of the model can be logits",
             [f"output {name!r} {reason}" for name, reason in found.items()],
         )
-    # One number per sample may be anything; several are rather what a classifier says.
-    chosen = min(fitting, key=lambda each: each.kind == "values")
+    chosen = min(fitting, key=lambda each: rank_of(graph, each))
+    inputs = [value for value in graph.inputs if value.name not in graph.initializers]
+    assert chosen.output.dtype is not None
     site = LogitsSite(
         name=str(chosen.value.name),
         output=str(chosen.output.name),
-        axis=chosen.axis,
+        axis=-1 if chosen.axis is None else chosen.axis,
         classes=chosen.classes,
         kind=chosen.kind,
-        why=reason_for(wanted, chosen, fitting, len(outputs)),
-        dims=dim_sources(model.graph, chosen.output),
+        why=reason_for(wanted, chosen, fitting, len(graph.outputs)),
+        dims=dim_sources(graph, chosen.output),
+        dtype=str(np.dtype(chosen.output.dtype.numpy())),
+        calls=by_calls(inputs, chosen.output) is not None,
+        exposed=chosen.exposed,
     )
     if loss is not None:
         loss.check_kind(site)
     return site
 
 
+def wanted_values(graph: ir.Graph, wanted: str | None) -> list[ir.Value]:
+    """The outputs to look at: all, or the one that --logits names, which may lie inside.
+
+    Raises:
+        InputError: there is no such output or value.
+    """
+    outputs = list(dict.fromkeys(graph.outputs))
+    if wanted is None:
+        return outputs
+    values = [*outputs, *(value for node in graph for value in node.outputs)]
+    named = [value for value in values if value.name == wanted]
+    if not named:
+        raise InputError(
+            f"no output is called {wanted!r} (--logits)",
+            [f"outputs: {', '.join(str(value.name) for value in outputs)}"],
+        )
+    return named[:1]
+
+
+def rank_of(graph: ir.Graph, each: Candidate) -> tuple[bool, bool]:
+    """How far behind others a candidate stands: one number per sample may be anything, several
+    are rather what a classifier says; and what no weight reaches is nobody's answer."""
+    return each.kind == "values", not depends_on_weights(graph, each.value)
+
+
+def depends_on_weights(graph: ir.Graph, value: ir.Value) -> bool:
+    """Whether a float initializer reaches the value."""
+    view = to_networkx(graph)
+    floats = {("value", name) for name, v in graph.initializers.items() if v.dtype in FLOATS}
+    return bool(floats & nx.ancestors(view, ("value", value.name)))
+
+
 def candidate(
-    output: ir.Value, class_axis: int | None, loss: LossSpec | None, integers: bool | None
-) -> Candidate | str:
+    output: ir.Value, source: ir.Value, class_axis: int | None, loss: LossSpec | None,
+    integers: bool | None,
+) -> Candidate | str:  # fmt: skip
     """The output as a candidate, or why it is none."""
     if reason := refusal(output, class_axis):
         return reason
     producer = output.producer()
-    assert producer is not None and output.shape is not None
-    axis = axis_from_end(output.shape.rank(), class_axis)
-    if producer.op_type not in ENDINGS or producer.domain != "":
-        kind = plain_kind(class_count(output, axis), loss, integers)
-        return Candidate(output, output, axis, kind)
-    value = producer.inputs[0]
-    if value is None or value.producer() is None or value.graph is not output.graph:
-        return f"is {producer.op_type} of a value that no node computes"
-    if producer.op_type != "Sigmoid" and (reason := softmax_refusal(producer, output, axis)):
+    assert producer is not None
+    ending = ending_of(output)
+    if ending is not None and not depends_on_nodes(output):
+        return f"is {ending.how} of a value that no node computes"
+    axis, how = class_axis_of(output, class_axis, ending)
+    if ending is None or (ending.kind == "logits" and not how):
+        kind = "values" if axis is None else plain_kind(class_count(output, axis), loss, integers)
+        return Candidate(output, output, axis, kind, how, source)
+    if reason := ending_refusal(ending, output, axis):
         return reason
-    return Candidate(output, value, axis, ENDINGS[producer.op_type])
+    if axis is None:
+        how = f"{ending} whose classes lie along no axis of fixed size, taken as values"
+        return Candidate(output, output, None, "values", how, source)
+    value = producer.inputs[0] if producer.op_type in ENDINGS and maker(output) else None
+    inside = value is None or value.producer() is None or value.graph is not output.graph
+    shared = value is not None and (len(value.uses()) > 1 or value.is_graph_output())
+    if inside or shared or output.dtype != ir.DataType.FLOAT or output is not source:
+        return Candidate(output, output, axis, ending.kind, str(ending), source)
+    assert value is not None
+    how = f"recorded in front of its {producer.op_type}"
+    return Candidate(output, value, axis, ending.kind, how, source)
+
+
+def depends_on_nodes(output: ir.Value) -> bool:
+    """Whether something is computed in front of the node that makes an output."""
+    node = output.producer()
+    return node is not None and any(v is not None and v.producer() for v in node.inputs)
 
 
 def refusal(value: ir.Value, class_axis: int | None) -> str | None:
@@ -114,59 +199,119 @@ def refusal(value: ir.Value, class_axis: int | None) -> str | None:
     producer = value.producer()
     if producer is None:
         return "is not computed by a node"
-    if not isinstance(value.type, ir.TensorType) or value.dtype != ir.DataType.FLOAT:
-        return f"has type {value.type}, and only float32 tensors are supported"
+    if not is_float(value):
+        return f"has type {value.type}, and only float32, float16, bfloat16 and float64 tensors " \
+            "have a gradient"  # fmt: skip
     if value.shape is None:
         return "has no known shape; run onnx.shape_inference on the model first"
     shape, rank = list_shape(value.shape), value.shape.rank()
-    if rank == 0:
-        return f"has shape {shape}, and has no axis of samples"
-    if rank > 5 and class_axis is None:
-        return f"has shape {shape}; say which axis holds the classes: --class-axis"
     if class_axis is not None and (not -rank < class_axis < rank or class_axis == 0):
         return f"has shape {shape}, which has no class axis {class_axis} (--class-axis)"
-    if rank > 1 and not isinstance(value.shape[axis_from_end(rank, class_axis)], int):
+    if class_axis is not None and not isinstance(value.shape[class_axis], int):
         return f"has shape {shape}, whose class axis has no fixed size"
     if 0 in value.shape:
         return f"has shape {shape}: no elements"
     if producer.op_type in REFUSED:
         return f"comes from {producer.op_type}: export the model without it, so it gives logits"
-    return hidden_ending(producer)
-
-
-def hidden_ending(producer: ir.Node) -> str | None:
-    """The complaint about a Softmax or Sigmoid that is followed by a mere change of form."""
-    node: ir.Node | None = producer
-    while node is not None and node.op_type in {"Cast", "Reshape", "Flatten", "Squeeze",
-                                                "Unsqueeze", "Transpose", "Identity"}:  # fmt: skip
-        source = node.inputs[0]
-        node = None if source is None else source.producer()
-    if node is producer or node is None or node.op_type not in {*ENDINGS, *REFUSED}:
-        return None
-    return (f"comes from {node.op_type} by way of {producer.op_type}: export the model without "
-            f"{producer.op_type}, or without both")  # fmt: skip
-
-
-def softmax_refusal(node: ir.Node, output: ir.Value, axis: int) -> str | None:
-    """What is wrong with the axis of a Softmax or LogSoftmax, or None."""
-    assert output.shape is not None
-    rank = output.shape.rank()
-    along = int(node.attributes.get_int("axis", -1)) % rank
-    if along != axis % rank:
-        shape = list_shape(output.shape)
-        return (f"comes from {node.op_type} along axis {along}, but the class axis of {shape} is "
-                f"{axis % rank}; --class-axis {along} takes the other")  # fmt: skip
-    if class_count(output, axis) < 2:
-        return (f"comes from {node.op_type} over {list_shape(output.shape)}, which is 1 whatever "
-                "the weights are")  # fmt: skip
     return None
 
 
-def axis_from_end(rank: int, class_axis: int | None) -> int:
-    """The class axis as a negative index: the last of [N, C] and [N, T, V], 1 of [N, C, H, W]."""
-    if class_axis is not None:
-        return class_axis if class_axis < 0 else class_axis - rank
-    return -1 if rank <= 3 else 1 - rank
+def ending_refusal(ending: Ending, output: ir.Value, axis: int | None) -> str | None:
+    """What is wrong with the axis of a Softmax or LogSoftmax, or None."""
+    if ending.kind in ("sigmoid", "logits") or ending.axis is None:
+        return None
+    assert output.shape is not None
+    rank, shape = output.shape.rank(), list_shape(output.shape)
+    if axis is not None and ending.axis != axis % rank:
+        return (f"comes from {ending.how} along axis {ending.axis}, but --class-axis says "
+                f"{axis % rank} of {shape}")  # fmt: skip
+    if ending.axis == 0:
+        usual = (rank - 1 if rank <= 3 else 1) or 1
+        return (f"comes from {ending.how} along axis 0, but the class axis of {shape} is {usual} "
+                "or another: axis 0 holds samples, whatever --class-axis says")  # fmt: skip
+    if axis is not None and class_count(output, axis) < 2:
+        return f"comes from {ending.how} over {shape}, which is 1 whatever the weights are"
+    return None
+
+
+def class_axis_of(
+    output: ir.Value, wanted: int | None, ending: Ending | None
+) -> tuple[int | None, str]:
+    """The class axis from the end, or None, and how it was found; "" by the usual rule.
+
+    Asked for; that of the Softmax; 1 behind a convolution, the last behind a matrix product; the
+    last of up to 3, and 1 of more; the only one of fixed size.
+    """
+    assert output.shape is not None
+    rank, sizes = output.shape.rank(), list(output.shape)
+    if rank < 2 or wanted is not None:
+        given = -1 if wanted is None else wanted - rank * (wanted >= 0)
+        return (given if rank else None), ""
+    if ending is not None and ending.kind in ("probabilities", "log_probabilities"):
+        along = ending.axis
+        fixed = along is not None and isinstance(sizes[along], int)
+        return (along - rank if along is not None and fixed else None), "its own"
+    made = axis_by_maker(output, rank)
+    usual = -1 if rank <= 3 else 1 - rank
+    for axis, how in ((made, f"axis {(made or usual) % rank} by the operator that makes it"),
+                      (usual, "")):  # fmt: skip
+        if axis is not None and isinstance(sizes[axis], int):
+            return axis, "" if axis == usual else how
+    fixed_sizes = [axis - rank for axis in range(1, rank) if isinstance(sizes[axis], int)]
+    if len(fixed_sizes) == 1:
+        return fixed_sizes[0], f"axis {fixed_sizes[0] + rank}, the only one of fixed size"
+    return None, "no axis of fixed size for classes, so values"
+
+
+def axis_by_maker(output: ir.Value, rank: int) -> int | None:
+    """The class axis from the end by the operator whose result it is, over elementwise ones."""
+    value: ir.Value | None = output
+    while (node := maker(value)) is not None:
+        if node.op_type in CHANNELS_FIRST:
+            return 1 - rank
+        if node.op_type in CHANNELS_LAST:
+            return -1
+        value = node.inputs[0] if node.op_type in ELEMENTWISE else None
+    return None
+
+
+def scores_behind(
+    graph: ir.Graph, outputs: Iterable[ir.Value], class_axis: int | None, loss: LossSpec | None,
+    integers: bool | None,
+) -> Iterable[Candidate]:  # fmt: skip
+    """What labels, maps and sequences are computed from: the nearest float tensors, which the
+    extension then has as an output of its own; probabilities before others."""
+    seen: set[ir.Value] = set()
+    found: list[Candidate] = []
+    for output in outputs:
+        for value in nearest_floats(graph, output):
+            if value in seen:
+                continue
+            seen.add(value)
+            each = candidate(value, output, class_axis, loss, integers)
+            if isinstance(each, Candidate) and depends_on_weights(graph, value):
+                found.append(each)
+    return sorted(found, key=lambda each: (each.kind in ("values", "logits"), each.kind))
+
+
+def nearest_floats(graph: ir.Graph, output: ir.Value) -> list[ir.Value]:
+    """The float tensors that a value is computed from with nothing of the kind between."""
+    view, found, waiting = to_networkx(graph), [], [("value", output.name)]
+    made = {value.name: value for node in graph for value in node.outputs}
+    seen = set(waiting)
+    while waiting:
+        for source in view.predecessors(waiting.pop(0)):
+            if source in seen:
+                continue
+            seen.add(source)
+            value = made.get(source[1]) if source[0] == "value" else None
+            siblings = [made[n] for k, n in view.successors(source) if k == "value" and n in made]
+            found += [v for v in siblings if is_float(v)] if source[0] == "node" else []
+            if value is not None and is_float(value):
+                found.append(value)
+            else:
+                waiting.append(source)
+    return list(dict.fromkeys(found))
 
 
 def class_count(value: ir.Value, axis: int) -> int:
@@ -200,15 +345,16 @@ def reason_for(
     """The sentence for LogitsSite.why."""
     if wanted is not None:
         why = "named by --logits"
+    elif chosen.exposed:
+        why = (f"what the output {chosen.source.name} is computed from, because no output is a "
+               "tensor of floats; an output of the extended model")  # fmt: skip
     elif len(fitting) == 1:
         why = "the only output" if outputs == 1 else "the only output that is float with classes"
     else:
         names = ", ".join(str(each.output.name) for each in fitting)
         why = f"the first of {len(fitting)} outputs that can be logits: {names}"
-    if chosen.value is not chosen.output:
-        producer = chosen.output.producer()
-        assert producer is not None
-        why += f"; recorded in front of its {producer.op_type}"
+    if chosen.how:
+        why += f"; {chosen.how}"
     return why
 
 

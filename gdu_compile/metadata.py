@@ -26,6 +26,7 @@ from gdu_compile.errors import InputError
 from gdu_compile.logits import KINDS
 from gdu_compile.number_formats import FORMATS
 
+OUTPUT_DTYPES = ("float32", "float16", "bfloat16", "float64")
 T = TypeVar("T", bound=Any)  # a matrix of numpy or of torch
 PREFIX = "gdu."
 OPTIMIZATION = {"record": "all, none", "learn": "none"}
@@ -112,7 +113,8 @@ class Extension:
             "logits": {
                 "name": site.name, "output": site.output, "axis": site.axis,
                 "classes": site.classes, "kind": site.kind, "why": site.why,
-                "dims": site.dims, "base": self.base_logits,
+                "dims": site.dims, "base": self.base_logits, "dtype": site.dtype,
+                "calls": site.calls, "exposed": site.exposed,
             },
             **self.what_lies_where(),
             "initial": self.initial,
@@ -236,13 +238,18 @@ def read_site(fields: dict[str, Any]) -> LogitsSite:
         name=str(fields["name"]), output=str(fields["output"]), axis=int(fields["axis"]),
         classes=int(fields["classes"]), kind=str(fields["kind"]), why=str(fields["why"]),
         dims=tuple(read_dim(dim) for dim in fields["dims"]),
+        dtype=str(fields.get("dtype", "float32")), calls=bool(fields.get("calls", False)),
+        exposed=bool(fields.get("exposed", False)),
     )  # fmt: skip
     least = 1 if site.kind in ("logits", "sigmoid", "values") else 2
     if site.kind not in KINDS or site.classes < least:
         raise ValueError(f"{site.classes} classes of kind {site.kind!r}")
-    if not -len(site.dims) <= site.axis < 0 or (len(site.dims) == 1 and site.classes > 1):
+    if not -max(len(site.dims), 1) <= site.axis < 0 or (len(site.dims) < 2 and site.classes > 1):
         raise ValueError(f"class axis {site.axis} of {len(site.dims)}")
-    if len(site.dims) > 1 and site.dims[site.axis] != site.classes:
+    if site.dtype not in OUTPUT_DTYPES:
+        raise ValueError(f"an output of dtype {site.dtype!r}")
+    whole = site.kind == "values" and site.classes == 1
+    if len(site.dims) > 1 and not whole and site.dims[site.axis] != site.classes:
         raise ValueError(f"{site.classes} classes on an axis of {site.dims[site.axis]}")
     return site
 

@@ -13,7 +13,8 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from gdu_compile import streaming
+from gdu_compile import map_types, reading, streaming
+from gdu_compile.contracts import state_of
 from gdu_compile.errors import InputError, UnsupportedError
 from gdu_compile.files import check_input
 from gdu_compile.graph_view import called
@@ -22,8 +23,14 @@ from gdu_compile.shapes import fits
 OPSET = 18
 """Our nodes are written for this opset and newer ones."""
 
+LENIENT = ("topologically sorted", "No opset import", "No Op registered", "Field 'type'",
+           "Unrecognized type value case", "Field 'name' of 'graph'")  # fmt: skip
+"""Complaints of onnx.checker about models that onnxruntime may take all the same."""
+
 # Above this, tensors go to NAME.data: protobuf ends at 2 GB.
 EXTERNAL_BYTES = 1 << 30
+
+STRANGERS = "gdu.strangers"
 
 # Above this, tensors of a temporary file do: onnxruntime maps them then, and reads no message.
 TEMPORARY_BYTES = 16 << 20
@@ -39,7 +46,9 @@ def load(path: str | PathLike[str]) -> ir.Model:
     path = Path(path)
     check_input(path)
     try:
-        model = ir.load(path)
+        model = reading.read(path)
+    except UnsupportedError:
+        raise
     except Exception as error:
         # protobuf and onnx_ir raise a dozen types on damaged input.
         raise InputError(
@@ -55,7 +64,10 @@ def load(path: str | PathLike[str]) -> ir.Model:
 
 
 def check_standard(model: ir.Model, path: Path) -> None:
-    """Raise InputError when onnx.checker refuses the file (what save() would refuse later)."""
+    """Raise InputError when onnx.checker refuses the file (what save() would refuse later).
+
+    What onnxruntime takes all the same (``LENIENT``) is taken, with a note.
+    """
     newest = onnx.defs.onnx_opset_version()
     if opset_of(model) > newest:
         raise InputError(f"{path}: has opset {opset_of(model)}, but onnx {onnx.__version__} ends "
@@ -63,11 +75,27 @@ def check_standard(model: ir.Model, path: Path) -> None:
     try:
         onnx.checker.check_model(str(path))
     except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        if any(text in str(error) for text in LENIENT) and runs(path):
+            state_of(model).notes.append(
+                f"onnx.checker refuses the model and onnxruntime takes it: {lines[0].strip()}"
+            )
+            return
         raise InputError(
             f"{path}: is no valid ONNX model; export it again, or repair it until "
-            "onnx.checker.check_model accepts it",
-            [line for line in str(error).splitlines() if line.strip()][:4],
-        ) from error
+            "onnx.checker.check_model accepts it", lines[:4],
+        ) from error  # fmt: skip
+
+
+def runs(path: Path) -> bool:
+    """Whether onnxruntime loads the file."""
+    from gdu_compile import runtime
+
+    try:
+        runtime.session(path, "none")
+    except InputError:
+        return False
+    return True
 
 
 def holds(path: Path, text: bytes, block: int = 1 << 20) -> bool:
@@ -139,7 +167,7 @@ def keeps_tensors_in(path: Path, data: Path) -> bool:
     try:
         if not holds(path, data.name.encode()):
             return False
-        return data.resolve() in external_files(ir.load(path))
+        return data.resolve() in external_files(reading.read(path))
     except Exception:  # what cannot be read as a model points nowhere
         return False
 
@@ -180,15 +208,48 @@ def raise_opset(model: ir.Model, least: int = OPSET) -> ir.Model:
     # The converter drops model-local functions, so they are inlined first.
     common.InlinePass()(model)
     check_raisable(model, version)
+    strangers = hide_strangers(model, version)
     try:
-        proto = onnx.version_converter.convert_version(ir.to_proto(model), least)
+        whole = ir.to_proto(model)
+        map_types.put_back(whole.graph)
+        proto = onnx.version_converter.convert_version(whole, least)
+        map_types.take_off(proto.graph)
+        bring_back(proto, strangers)
     except Exception as error:
         # The C++ converter raises plain RuntimeError and onnx's own types alike.
         raise UnsupportedError(
             f"the model has opset {version}, and onnx.version_converter cannot raise it to "
             f"{least}: {first_line(error)}; export it with opset {least} or above"
         ) from error
-    return ir.from_proto(proto)
+    raised = ir.from_proto(proto)
+    state_of(raised).notes += state_of(model).notes
+    return raised
+
+
+def hide_strangers(model: ir.Model, version: int) -> bool:
+    """Move nodes that the operator set does not have into a domain that the converter passes over:
+    onnxruntime had LayerNormalization before opset 17, and has others still."""
+    found = [
+        node for graph in model.graphs() for node in graph
+        if node.domain in ("", "ai.onnx") and not onnx.defs.has(node.op_type, version)
+    ]  # fmt: skip
+    for node in found:
+        node.domain = STRANGERS
+    if found:
+        model.graph.opset_imports[STRANGERS] = 1
+    return bool(found)
+
+
+def bring_back(proto: onnx.ModelProto, strangers: bool) -> None:
+    """Undo ``hide_strangers``."""
+    if not strangers:
+        return
+    for graph in reading.graphs(proto.graph):
+        for node in graph.node:
+            node.domain = "" if node.domain == STRANGERS else node.domain
+    kept = [entry for entry in proto.opset_import if entry.domain != STRANGERS]
+    del proto.opset_import[:]
+    proto.opset_import.extend(kept)
 
 
 def check_raisable(model: ir.Model, version: int) -> None:
@@ -229,7 +290,7 @@ def file_bytes(path: Path, model: ir.Model | None = None) -> int:
         path: the model file.
         model: its content, when it is loaded already.
     """
-    files = external_files(ir.load(path) if model is None else model)
+    files = external_files(reading.read(path) if model is None else model)
     return sum(file.stat().st_size for file in (path, *files))
 
 
@@ -243,6 +304,8 @@ def write(model: ir.Model, path: Path, *, limit: int | None = None) -> bool:
     """
     if tensor_bytes(model) > (EXTERNAL_BYTES if limit is None else limit):
         ir.save(model, path, external_data=data_of(path).name)
+        if map_types.has_maps(model):
+            map_types.put_back_in(path)
         return True
     internal(model)
     streaming.write(model, path)
@@ -267,10 +330,13 @@ def save(model: ir.Model, path: str | PathLike[str], *, force: bool = False) -> 
     check_output(path, force=force)
     with staging(path) as folder:
         staged = folder / path.name
-        if write(model, staged):
-            onnx.checker.check_model(str(staged))
-        else:
-            streaming.check(model)  # by its path the checker would load the whole file
+        inside = not write(model, staged)
+        try:
+            # By its path the checker would load the whole file.
+            streaming.check(model) if inside else onnx.checker.check_model(str(staged))
+        except onnx.checker.ValidationError as error:
+            if not any(text in str(error) for text in LENIENT) or not runs(staged):
+                raise
         return place(folder, path, force=force)
 
 

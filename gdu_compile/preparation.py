@@ -10,7 +10,10 @@ import onnx_ir as ir
 from gdu_compile import carrying, runtime
 from gdu_compile.arrays import read_arrays
 from gdu_compile.batches import Indices, first_pass, steps_of_a_pass
+from gdu_compile.contracts import LogitsSite
 from gdu_compile.data import (
+    OTHER_DIMS,
+    SYNTHETIC_DIM,
     Dataset,
     fitting_loss,
     fixed_batch,
@@ -19,6 +22,7 @@ from gdu_compile.data import (
     synthetic_data,
     synthetic_inputs,
 )
+from gdu_compile.errors import InputError
 from gdu_compile.losses import LossSpec
 from gdu_compile.metadata import Extension
 from gdu_compile.optimizers import OptimizerSpec
@@ -78,21 +82,38 @@ def prepare_data(extended: ir.Model, options: DataOptions, loss: LossSpec | None
             data, test = split(data, options.hold_out, options.seed)
     else:
         loss = loss or fitting_loss(site, None)
-        shape = run_shape(extended) if None in site.dims[1:] else None
-        data = synthetic_data(inputs, site, options.seed, loss, shape)
+        dim, shape = trial(extended, site)
+        data = synthetic_data(inputs, site, options.seed, loss, shape, dim)
     if facts.memory is None:
         return PreparedData(data=data, test=test)
     check_samples(data, facts.memory.slots)
     return PreparedData(data=data, test=test, classes=classes_of(data, site, loss))
 
 
-def run_shape(extended: ir.Model) -> list[int]:
-    """The logits' shape on synthetic inputs, found by running the model."""
-    output = Extension.from_metadata(extended.metadata_props).logits.output
-    inputs = synthetic_inputs(extended.graph.inputs, np.random.default_rng(0))
-    batch = fixed_batch(extended.graph.inputs)
+def trial(extended: ir.Model, site: LogitsSite) -> tuple[int, list[int] | None]:
+    """The size of dynamic dimensions with which the model runs, and the logits' shape then.
+
+    None for the shape where no run was needed: nothing but the batch is dynamic.
+    """
+    inputs, skip = extended.graph.inputs, 0 if site.calls else 1
+    dims = [dim for value in inputs for dim in list(value.shape or ())[skip:]]
+    if None not in site.dims[skip:] and all(isinstance(dim, int) for dim in dims):
+        return SYNTHETIC_DIM, None
+    problem: InputError | None = None
     with runtime.on_disk(extended) as path:
-        return list(runtime.run(path, inputs, [output], batch=batch)[output].shape)
+        for dim in (SYNTHETIC_DIM, *OTHER_DIMS):
+            arrays = synthetic_inputs(inputs, np.random.default_rng(0), calls=site.calls, dim=dim,
+                                      samples=2)  # fmt: skip
+            try:
+                found = runtime.run(path, arrays, [site.output], batch=fixed_batch(inputs),
+                                    calls=site.calls, called="the model")  # fmt: skip
+            except InputError as error:
+                problem = problem or error
+            else:
+                return dim, list(found[site.output].shape)
+    if None in site.dims[skip:] and problem is not None:
+        raise problem
+    return SYNTHETIC_DIM, None  # the check of the base says why it does not run
 
 
 def describe_data(report: Report, data: Dataset, options: DataOptions) -> None:
@@ -122,7 +143,7 @@ def prepare_training(extended: ir.Model, options: TrainOptions, report: Report) 
     size = training.batch_size_for(extended, data, wanted, facts.batch_limit)
     steps = options.steps or default_steps(len(data), size, learns)
     describe_data(report, data, options)
-    if size not in (wanted, len(data)):
+    if size not in (wanted, len(data)) and not data.calls:
         report.warnings.append(f"batches of {size}: the model's batch is fixed")
     report.optimizer, report.learning_rate = str(optimizer), options.lr
     plan = carrying.Training(optimizer, options.lr, steps, facts.gain, facts.theta_dtype)
@@ -154,7 +175,7 @@ def target_warnings(facts: Extension, data: Dataset) -> list[str]:
     if site.kind != "values" or facts.memory is not None:
         return []
     y = data.labels
-    column = y.take(0, axis=site.axis) if y.ndim > 1 else y
+    column = y.take(0, axis=site.axis) if y.ndim > 1 and site.classes > 1 else y
     low, high = float(column.min()), float(column.max())
     found = []
     if low <= facts.start:

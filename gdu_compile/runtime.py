@@ -22,6 +22,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from gdu_compile import model_io
+from gdu_compile.calls import part
 from gdu_compile.digits import Array
 from gdu_compile.errors import InputError
 
@@ -118,6 +119,7 @@ def run(
     batch: int | None = None,
     chunk: int = CHUNK,
     called: str | None = None,
+    calls: bool = False,
 ) -> dict[str, Array]:
     """Run a model over all samples, in chunks; outputs are concatenated along axis 0.
 
@@ -129,6 +131,7 @@ def run(
         batch: the fixed batch of the model, or None.
         chunk: samples per call where the batch is dynamic.
         called: what to call the model in a message; None for its path.
+        calls: whether a sample is a whole call (``calls.py``); then axis 0 is that of the calls.
 
     Raises:
         InputError: onnxruntime refuses the model, or fails on these inputs.
@@ -136,12 +139,15 @@ def run(
     runner = session(path, level, called=called)
     names = outputs or [output.name for output in runner.get_outputs()]
     samples = min((len(array) for array in inputs.values()), default=1)
-    step = batch or chunk
+    step = 1 if calls else batch or chunk
     # A fixed batch takes whole batches only.
-    starts = range(0, samples - (samples % batch if batch else 0), step)
+    starts = range(0, samples - (samples % batch if batch and not calls else 0), step)
     try:
         parts = [
-            call(runner, names, {n: array[start : start + step] for n, array in inputs.items()})
+            [
+                in_front(result, calls=calls)
+                for result in call(runner, names, part(inputs, start, start + step, calls=calls))
+            ]
             for start in starts
         ]
     except Exception as error:  # as above
@@ -150,6 +156,35 @@ def run(
             "give --data that fits the model"
         ) from error
     return {name: joined([part[i] for part in parts]) for i, name in enumerate(names)}
+
+
+def in_front(result: Any, *, calls: bool) -> Array:
+    """A result as an array, with the axis of calls in front."""
+    array = np.asarray(result) if isinstance(result, np.ndarray | np.generic) else in_words(result)
+    return array[None] if calls else array
+
+
+def in_words(result: Any) -> Array:
+    """A map, a sequence of tensors or of maps, or nothing, in words that say every bit.
+
+    Example:
+        >>> in_words([{0: 0.5, 1: 0.25}]).tolist()
+        ["{0: '0x1.0000000000000p-1', 1: '0x1.0000000000000p-2'}"]
+    """
+    if not isinstance(result, list):
+        return np.array([in_a_word(result)], dtype=object)
+    words = np.empty(len(result), dtype=object)
+    words[:] = [in_a_word(each) for each in result]
+    return words
+
+
+def in_a_word(result: Any) -> str:
+    """One map, tensor, or nothing."""
+    if isinstance(result, dict):
+        return str({key: float(number).hex() for key, number in result.items()})
+    if isinstance(result, np.ndarray) and not result.dtype.hasobject:
+        return f"{result.dtype} {list(result.shape)} {np.ascontiguousarray(result).tobytes().hex()}"
+    return str(result.tolist() if isinstance(result, np.ndarray) else result)
 
 
 def joined(parts: list[Array]) -> Array:
@@ -161,4 +196,7 @@ def joined(parts: list[Array]) -> Array:
     if len(parts) == 1:
         return np.array(parts[0])
     # atleast_1d: an output need not have a batch axis (a weight, a scalar).
-    return np.concatenate([np.atleast_1d(part) for part in parts])
+    rows = [np.atleast_1d(part) for part in parts]
+    if len({row.shape[1:] for row in rows}) > 1:  # calls whose results are of different shapes
+        return np.concatenate([in_words(list(row)) for row in rows])
+    return np.concatenate(rows)

@@ -17,6 +17,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from gdu_compile import map_types
+
 BYTES = 2
 """Wire type of a field with its length ahead."""
 
@@ -107,6 +109,7 @@ def without_initializers(model: ir.Model) -> onnx.ModelProto:
     with emptied(model.graph):
         proto: onnx.ModelProto = ir.to_proto(model)
     del proto.graph.initializer[:]
+    map_types.put_back(proto.graph)
     return proto
 
 
@@ -129,6 +132,11 @@ def check(model: ir.Model) -> None:
     Raises:
         onnx.checker.ValidationError: it is no valid model.
     """
+    onnx.checker.check_model(described(model))
+
+
+def described(model: ir.Model) -> onnx.ModelProto:
+    """The message of a model, with its large initializers as inputs."""
     proto = without_initializers(model)
     given = {value.name for value in proto.graph.input}
     for name, value in model.graph.initializers.items():
@@ -141,4 +149,4 @@ def check(model: ir.Model) -> None:
             proto.graph.input.append(onnx.helper.make_tensor_value_info(
                 name, tensor.dtype.value, list(tensor.shape.numpy())
             ))  # fmt: skip
-    onnx.checker.check_model(proto)
+    return proto

@@ -8,10 +8,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 import torch
 
 from gdu_compile.batches import Indices, every_sample, steps_of_a_pass, whole_batches
+from gdu_compile.calls import part
 from gdu_compile.data import Dataset, fixed_batch
 from gdu_compile.digits import Array
 from gdu_compile.errors import InputError, UnsupportedError
@@ -77,7 +79,10 @@ def batch_size_for(model: ir.Model, data: Dataset, wanted: int, limit: int | Non
     Raises:
         InputError: N is exceeded.
     """
-    size = fixed_batch(model.graph.inputs) or min(wanted or len(data), len(data))
+    if data.calls:
+        size = 1
+    else:
+        size = fixed_batch(model.graph.inputs) or min(wanted or len(data), len(data))
     count = size * data.positions
     if limit is not None and count > limit:
         what = f"{count} labels ({size} samples)" if data.positions > 1 else str(size)
@@ -136,7 +141,8 @@ def train(
     """
     begin = time.perf_counter()
     facts = Extension.from_metadata(extended.metadata_props)
-    run = Run(lower_to_torch(extended).to(device), facts, data, loss, device, batch_size)
+    module = lower_to_torch(extended, output=facts.logits.output).to(device)
+    run = Run(module, facts, data, loss, device, batch_size)
     chosen = optimizer.build(run.module.parameters(), lr)
     order = batches(extended, data, batch_size, seed)
     armed_at = 0 if run.armed() else None
@@ -210,13 +216,16 @@ class Run:
     def backward(self, indices: Indices, armed: bool) -> None:
         """Forward, loss, backward on one batch; measures the gradient of an armed network."""
         self.module.zero_grad(set_to_none=True)
+        batch, site = self.data.take(indices), self.facts.logits
+        arrays, labels = batch.inputs, batch.labels
+        if site.calls:  # one call, without the axis of calls
+            arrays, labels = part(arrays, 0, 1, calls=True), np.asarray(labels[0])
         inputs = {
-            name: to_tensor(ir.Tensor(array[indices])).to(self.device)
-            for name, array in self.data.inputs.items()
+            name: to_tensor(ir.Tensor(array)).to(self.device) for name, array in arrays.items()
         }
-        labels = torch.from_numpy(self.data.labels[indices]).to(self.device)
-        output = self.module.run(inputs)[self.facts.logits.output]
-        loss = self.loss(output, labels, self.facts.logits)
+        # float32: the loss of a float16 output would lose what the recorder's gradient is made of.
+        output = self.module.run(inputs)[site.output].float()
+        loss = self.loss(output, torch.from_numpy(labels).to(self.device), site)
         loss.backward()  # type: ignore[no-untyped-call]
         self.losses.append(loss.item())
         largest = max(largest_gradient(theta, armed) for theta in self.module.parameters())

@@ -20,6 +20,7 @@ import onnx_ir as ir
 from gdu_compile import runtime, specialize
 from gdu_compile.bases import Base
 from gdu_compile.bits import max_abs_diff, raw, same_bits
+from gdu_compile.calls import part
 from gdu_compile.contracts import Bucket, LogitsSite, Slot
 from gdu_compile.data import Dataset, fixed_batch
 from gdu_compile.digits import Array, Float64
@@ -42,6 +43,10 @@ Outputs = dict[str, dict[str, Array]]
 TORCH_TOLERANCE = 1e-5
 """On max |torch − onnxruntime| / max |onnxruntime| of the logits: the two sum in different
 orders; 2⁻²⁴ a rounding times a few hundred of them."""
+
+
+TOLERANCES = {"float16": 1e-2, "bfloat16": 1e-1}
+"""For outputs of fewer bits: a few units in the last place, 2⁻¹⁰ and 2⁻⁷ of a number."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +95,12 @@ class Comparison:
         self.data = data
         self.test = test
         self.called = f"{called} on {data.path or 'synthetic inputs'}"
-        self.batch = fixed_batch(extended.graph.inputs)
+        self.batch = None if data.calls else fixed_batch(extended.graph.inputs)
         self.trained = extended.clone()
         self.decoder = specialize.decoder(extended)
-        self.outputs = [str(value.name) for value in extended.graph.outputs]
+        names = [str(value.name) for value in extended.graph.outputs]
+        self.exposed = self.facts.logits.output if self.facts.logits.exposed else None
+        self.outputs = [name for name in names if name != self.exposed]  # those of the base
         self.samples = samples_run(data, self.batch)
         self.controls: dict[bytes, bool] = {}
         self.known: dict[str, Array] = {}  # who → logits on ``data``, for the accuracy
@@ -105,6 +112,8 @@ class Comparison:
     def check_rows(self, outputs: Mapping[str, Array]) -> None:
         """Raise UnsupportedError unless the logits have one row a sample: one label for each."""
         name = self.facts.logits.output
+        if name == self.exposed:
+            return
         rows = len(np.atleast_1d(outputs[name]))
         if rows != self.samples:
             raise UnsupportedError(
@@ -113,17 +122,16 @@ class Comparison:
                 "the logits: export the model so, or name another output with --logits"
             )
 
-    def run(self, path: Path) -> Outputs:
-        """All outputs of a model on the data, at every level of the method."""
-        return {
-            level: self.run_on(path, self.data, self.outputs, level) for level in self.levels
-        }  # fmt: skip
+    def run(self, path: Path, *more: str) -> Outputs:
+        """The base's outputs, and ``more``, of a model on the data, at the method's levels."""
+        names = [*self.outputs, *more]
+        return {level: self.run_on(path, self.data, names, level) for level in self.levels}
 
     def run_on(self, path: Path, data: Dataset, names: list[str], level: str) -> dict[str, Array]:
         """Outputs of a model on some data."""
         return runtime.run(
             path, data.inputs, names, level=level, batch=self.batch, chunk=self.chunk,
-            called=self.called,
+            called=self.called, calls=data.calls,
         )  # fmt: skip
 
     def decoded(self, theta: Mapping[str, Array]) -> dict[str, Array]:
@@ -160,6 +168,8 @@ class Comparison:
     def accuracy_of(self, weights: Mapping[str, Array]) -> float | None:
         """Share of right answers of the base with these weights."""
         data, name = self.data if self.test is None else self.test, self.facts.logits.output
+        if name == self.exposed:
+            return None
         with self.base.holding(weights) as path:
             output = self.run_on(path, data, [name], self.levels[0])[name]
         return share_right(output, data, self.facts.logits)
@@ -169,13 +179,16 @@ class Comparison:
     ) -> dict[str, Any] | None:
         """Share of right answers: the initial base, the base with w*, the trained as last filled.
 
-        None where answers are not right or wrong: values, and targets that are no classes.
+        None where answers are not right or wrong: values, targets that are no classes, and scores
+        that the base does not put out.
 
         Args:
             oracle: w*.
             outputs: of the trained extension on ``data``; it need not run again without held-out
                 data, nor those whose logits are ``known``.
         """
+        if self.exposed is not None:
+            return None
         data = self.data if self.test is None else self.test
         name, level, found = self.facts.logits.output, self.levels[0], {}
         known = {**self.known, "trained": outputs[name]} if self.test is None else {}
@@ -212,14 +225,15 @@ class Verifier(Comparison):
         with base.holding(self.oracle) as path:
             self.expected = self.run(path)
         self.check_rows(self.expected["all"])
-        self.known["oracle"] = self.expected["all"][self.facts.logits.output]
+        if self.exposed is None:
+            self.known["oracle"] = self.expected["all"][self.facts.logits.output]
 
     def check(self, theta: Mapping[str, Array]) -> Verdict:
         """Measure one trained θ."""
         specialize.fill(self.trained, theta)
         decoded = self.decoded(theta)
         with runtime.on_disk(self.trained) as path:
-            got = self.run(path)
+            got = self.run(path, *filter(None, [self.exposed]))
         return Verdict(
             [self.weight_row(bucket, slot, theta, decoded[slot.weight])
              for bucket, slot in self.facts.slots()],
@@ -300,18 +314,22 @@ def torch_agrees(
     """
     import torch
 
-    from gdu_compile.torch_backend import lower_to_torch, to_tensor
+    from gdu_compile.torch_backend import lower_to_torch, to_array, to_tensor
 
-    module = lower_to_torch(trained, ()).to(device)
-    step = fixed_batch(trained.graph.inputs) or chunk
+    dtype = expected.dtype
+
+    module = lower_to_torch(trained, (), output=logits).to(device)
+    step = 1 if data.calls else fixed_batch(trained.graph.inputs) or chunk
     parts = []
     with torch.no_grad():
         for start in range(0, len(expected), step):
-            inputs = {n: to_tensor(ir.Tensor(a[start : start + step].copy())).to(device)
-                      for n, a in data.inputs.items()}  # fmt: skip
-            parts.append(module.run(inputs)[logits].cpu().numpy())
-    got = np.concatenate(parts)
+            arrays = part(data.inputs, start, start + step, calls=data.calls)
+            inputs = {n: to_tensor(ir.Tensor(a.copy())).to(device) for n, a in arrays.items()}
+            got = to_array(module.run(inputs)[logits])
+            parts.append(got[None] if data.calls else got)
+    got, expected = (array.astype(np.float64) for array in (np.concatenate(parts), expected))
     finite = np.isfinite(expected)
     scale = float(np.max(np.abs(expected[finite]), initial=0.0)) or 1.0
     difference = max_abs_diff(got, expected) / scale
-    return TorchCheck(difference <= TORCH_TOLERANCE, difference, TORCH_TOLERANCE)
+    tolerance = TOLERANCES.get(str(dtype), TORCH_TOLERANCE)
+    return TorchCheck(difference <= tolerance, difference, tolerance)

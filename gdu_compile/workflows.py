@@ -12,6 +12,7 @@ import onnx_ir as ir
 from gdu_compile import model_io, specialize
 from gdu_compile.bases import ModelLike, Rebuilt
 from gdu_compile.confirmation import confirm, run_training, verifier_for
+from gdu_compile.contracts import state_of
 from gdu_compile.errors import ContractError, InputError
 from gdu_compile.losses import LossSpec
 from gdu_compile.metadata import Extension
@@ -238,6 +239,7 @@ def open_extended(command: str, extended: ModelLike) -> tuple[ir.Model, Report]:
         raise InputError(f"{name}: {error.message}; was it changed?", error.problems) from error
     report = Report(command, name)
     describe(report, model)
+    report.warnings += state_of(model).notes
     report.files["extended"] = None if path is None else str(path)
     report.bytes["extended"] = size
     return model, report

@@ -136,6 +136,11 @@ class BindAlgorithmPass(GduPass):
 
 def check_site(site: LogitsSite) -> None:
     """Raise UnsupportedError unless a sample has one label."""
+    if site.calls:
+        raise UnsupportedError(
+            f"a sample of the model is a whole call, because samples do not lie along axis 0 of "
+            f"every input and of the output {site.output!r}: the memory of learn needs that"
+        )
     if len(site.dims) > 2:
         raise UnsupportedError(
             f"output {site.output!r} has {len(site.dims)} axes: the memory of learn holds one "

@@ -75,7 +75,7 @@ def site_problems(graph: ir.Graph, site: LogitsSite) -> list[str]:
     elif output.shape is not None and output.shape.rank() != len(site.dims):
         problems.append(f"output {site.output!r} has not {len(site.dims)} axes")
     elif output.shape is not None and len(site.dims) > 1 and (
-        output.shape[site.axis] != site.classes
+        site.classes > 1 and output.shape[site.axis] != site.classes
     ):  # fmt: skip
         problems.append(f"output {site.output!r} is no […, {site.classes}] on axis {site.axis}")
     inputs = {value.name: value for value in graph.inputs}

@@ -22,6 +22,7 @@ from gdu_compile.passes.insert_recorder import add_theta, check_theta_dtype
 from gdu_compile.builder import INT64, Builder
 from gdu_compile.contracts import LogitsSite, Memory, MemoryBucket, State
 from gdu_compile.digits import DEFAULT_GAIN, DigitCode, check_gain
+from gdu_compile.emit import emit_ending
 from gdu_compile.emit_memory import emit_filled, emit_memory_recorder, emit_samples
 from gdu_compile.logits import value_at
 from gdu_compile.names import Names
@@ -83,7 +84,7 @@ class InsertMemoryPass(GduPass):
             b, thetas, memory, code, signal=emit_samples(b, samples, memory, code), batch=batch,
             first=first, start=state.start, gain=self.gain,
         )  # fmt: skip
-        state.recorded_logits = like_logits(b, z, site)
+        state.recorded_logits = emit_ending(b, like_logits(b, z, site), site)
         producer = value_at(graph, site.name).producer()
         assert producer is not None
         graph.insert_after(producer, b.nodes)

@@ -24,13 +24,14 @@ from gdu_compile.data import Targets
 from gdu_compile.digits import DEFAULT_GAIN, UNIT_ROUNDOFF, DigitCode, check_gain
 from gdu_compile.emit import (
     emit_armed,
+    emit_ending,
     emit_q,
     emit_recorder,
 )  # fmt: skip
 from gdu_compile.emit_code import emit_signal, emit_zero
 from gdu_compile.encoding import encoding_of
 from gdu_compile.errors import InputError
-from gdu_compile.logits import recorder_start, value_at
+from gdu_compile.logits import FLOAT16_LIMIT, recorder_start, value_at
 from gdu_compile.losses import LossSpec
 from gdu_compile.names import Names
 from gdu_compile.number_formats import numpy_dtype
@@ -97,31 +98,43 @@ class InsertRecorderPass(GduPass):
 
         b = Builder(names, type(self).__name__)
         shape = emit_shape(b, model.graph, site)
-        zero = emit_zero(b, shape)
+        zero = emit_zero(b, shape) if site.dims else None  # a scalar has no size
         q = [
             emit_q(b, theta, emit_signal(b, signal, bucket.encoding(code), bucket.rows, zero))
             for bucket, theta, signal in zip(state.buckets, thetas, signals, strict=True)
         ]
         below = None
         if self.targets is not None:
-            below = self.targets.below(site.axis, len(site.dims))
-        state.start = recorder_start(site, self.batch_limit, below=below, loss=self.loss)
-        state.recorded_logits = emit_recorder(
+            below = self.targets.below(site.axis, len(site.dims) if site.classes > 1 else 1)
+        limit = batch_limit_of(site, self.batch_limit, state)
+        state.start = recorder_start(site, limit, below=below, loss=self.loss)
+        recorded = emit_recorder(
             b, q, start=state.start, gain=self.gain, classes=site.classes,
             axis=site.axis, rank=len(site.dims), shape=shape,
         )  # fmt: skip
+        state.recorded_logits = emit_ending(b, recorded, site)
         producer = value_at(model.graph, site.name).producer()
         assert producer is not None
         model.graph.insert_after(producer, b.nodes)
         state.weights = [
             Weight(slot.weight, slot.shape, slot.dtype) for b in state.buckets for slot in b.slots
         ]
-        state.gain, state.batch_limit = self.gain, self.batch_limit
+        state.gain, state.batch_limit = self.gain, limit
         state.theta_dtype = self.theta_dtype
         return {
             "buckets": len(thetas),
             "parameters": sum(math.prod(b.theta_shape(code)) for b in state.buckets),
         }
+
+
+def batch_limit_of(site: LogitsSite, wanted: int, state: State) -> int:
+    """N: as wanted, and less where the output is float16, whose smallest number ends it."""
+    if site.dtype != "float16" or site.kind == "values" or wanted <= FLOAT16_LIMIT:
+        return wanted
+    state.notes.append(
+        f"output {site.output!r} is float16: batches of up to {FLOAT16_LIMIT} labels, not {wanted}"
+    )
+    return FLOAT16_LIMIT
 
 
 def group_targets(targets: list[Target], code: DigitCode, bucket_bytes: int) -> list[list[Target]]:

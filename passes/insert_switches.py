@@ -133,11 +133,12 @@ def switch_logits(model: ir.Model, names: Names, state: State, tie: ir.Value) ->
     b = Builder(names, InsertSwitchesPass.__name__)
     # The Add stands outside the branch: onnxruntime removes an Add of 0 only while its result is
     # no graph output, and an Identity of an outer value in a branch lives until then.
-    tied = b.op("Add", logits, tie, name="gdu_tied_logits", shape=shape)
+    tied = add_tie(b, logits, tie)
     outside, b.nodes = b.nodes, []
-    armed = b.op("Identity", tied, name="gdu_answer", shape=shape)
+    dtype = logits.dtype or FLOAT
+    armed = b.op("Identity", tied, name="gdu_answer", dtype=dtype, shape=shape)
     then = b.branch([armed], "gdu_armed_logits")
-    kept = b.op("Identity", recorded, name="gdu_recorder", shape=shape)
+    kept = b.op("Identity", recorded, name="gdu_recorder", dtype=dtype, shape=shape)
     otherwise = b.branch([kept], "gdu_recording_logits")
     (output,) = emit_switch(b, state.armed, then, otherwise, [logits])
     last = recorded.producer()
@@ -145,6 +146,16 @@ def switch_logits(model: ir.Model, names: Names, state: State, tie: ir.Value) ->
     model.graph.insert_after(last, [*outside, *b.nodes])
     take_over(model.graph, logits, output, uses, names.fresh(f"gdu_base_{logits.name}"))
     state.base_logits = str(logits.name)
+
+
+def add_tie(b: Builder, logits: ir.Value, tie: ir.Value) -> ir.Value:
+    """z + (−0) = z, in the dtype of z; onnxruntime has no Add of bfloat16, float32 holds them."""
+    dtype, shape = logits.dtype or FLOAT, logits.shape
+    inside = FLOAT if dtype == ir.DataType.BFLOAT16 else dtype
+    logits = b.cast(logits, inside, "gdu_wide_logits", shape or ())
+    tie = b.cast(tie, inside, "gdu_tie_cast", [])
+    tied = b.op("Add", logits, tie, name="gdu_tied_logits", dtype=inside, shape=shape)
+    return b.cast(tied, dtype, "gdu_narrow_logits", shape or ())
 
 
 def take_over(

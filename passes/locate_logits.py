@@ -1,7 +1,8 @@
 """LocateLogitsPass: which value the recorder shall speak through.
 
 Before: a normalized model.  After: unchanged, but for the shape and type noted at
-the value in front of a final Softmax, LogSoftmax or Sigmoid; state ``logits``.
+the value in front of a final Softmax, LogSoftmax or Sigmoid, and for one more output where the
+base has labels or maps only: the scores that they are made of; state ``logits``.
 Refuses: models in which no output can be logits (``logits.py`` says why), and a
 loss that does not go with the output.
 """
@@ -10,20 +11,21 @@ from __future__ import annotations
 
 import onnx_ir as ir
 from gdu_compile.passes._base import GduPass
-from onnx_ir.passes import common
 
 from gdu_compile.contracts import State
 from gdu_compile.data import Targets
+from gdu_compile.endings import SPELLED, form_changes, is_float
 from gdu_compile.logits import locate_logits, value_at
 from gdu_compile.losses import LossSpec
+from gdu_compile.shape_inference import infer
 
 
 class LocateLogitsPass(GduPass):
     """Choose the logits.
 
     Args:
-        logits: name of an output; None to search.
-        class_axis: the class axis; None for the last one of up to 3, else 1.
+        logits: name of an output, or of a value inside; None to search.
+        class_axis: the class axis; None to search.
         loss: the loss, when it is known.
         targets: the training data's ``y``, when it is known.
     """
@@ -46,8 +48,9 @@ class LocateLogitsPass(GduPass):
 
     def run(self, model: ir.Model, state: State) -> dict[str, int]:
         """Change the model; return what was done in numbers."""
-        if any(value.shape is None for value in model.graph.outputs):
-            common.ShapeInferencePass()(model)
+        inside = self.logits not in {None, *(value.name for value in model.graph.outputs)}
+        if inside or not all(described(value) for value in model.graph.outputs):
+            infer(model)
         site = state.logits = locate_logits(
             model, self.logits, class_axis=self.class_axis, loss=self.loss,
             integers=None if self.targets is None else self.targets.integers,
@@ -55,4 +58,13 @@ class LocateLogitsPass(GduPass):
         # Exporters need not say the shape of a value that is no output; Softmax keeps it.
         value, output = value_at(model.graph, site.name), value_at(model.graph, site.output)
         value.shape, value.type = output.shape, output.type
-        return {}
+        if site.exposed:
+            model.graph.outputs.append(output)
+        return {"exposed": int(site.exposed)}
+
+
+def described(output: ir.Value) -> bool:
+    """Whether an output is a float tensor of known shape that needs no look behind."""
+    node = output.producer()
+    plain = node is not None and node.op_type not in SPELLED and not form_changes(output)[0]
+    return output.shape is not None and is_float(output) and plain

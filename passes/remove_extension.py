@@ -47,6 +47,8 @@ class RemoveExtensionPass(GduPass):
         logits, base = made[facts.logits.name], made[facts.base_logits]
 
         replace(graph, logits, base)
+        if facts.logits.exposed:
+            graph.outputs.remove(base)
         values = {weight.name: self.value(weight) for weight in facts.weights}
         for name, switch in switches.items():
             replace(graph, switch, values[name])

@@ -449,13 +449,14 @@ def test_the_base_is_not_run_while_recording(name: str, runs: bool) -> None:
 
 
 def test_softmax_axis_is_taken_with_class_axis() -> None:
-    """[N, C, L] with a Softmax along axis 1 is no [N, T, V]: it needs --class-axis 1."""
+    """[N, C, L] with a Softmax along axis 1 is no [N, T, V]; --class-axis may say it, too."""
     text = """
         g (float[N,4,5] x) => (float[N,3,5] o) {
           z = MatMul(W, x)  o = Softmax <axis = 1> (z) }"""
     base = parse(text, {"W": np.ones((3, 4), np.float32)})
-    with pytest.raises(gdu_compile.UnsupportedError, match="--class-axis 1 takes the other"):
-        gdu_compile.compile(base, oracle_for(base))
+    with pytest.raises(gdu_compile.UnsupportedError, match="--class-axis says 2"):
+        gdu_compile.compile(base, oracle_for(base), class_axis=2)
+    assert gdu_compile.compile(base, oracle_for(base)).report.logits["axis"] == -2
     report = gdu_compile.compile(base, oracle_for(base), class_axis=1).report
     assert_reproduced(report)
     assert report.logits is not None and report.logits["axis"] == -2

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import onnx_ir as ir
+from onnx_ir.passes import common
 
 from gdu_compile.metadata import Extension
 from gdu_compile.names import make_unique
@@ -44,24 +45,31 @@ __all__ = [
 ]  # fmt: skip
 
 
-def lower_to_torch(model: ir.Model, trainable: Collection[str] | None = None) -> GraphModule:
+def lower_to_torch(
+    model: ir.Model, trainable: Collection[str] | None = None, *, output: str | None = None
+) -> GraphModule:
     """Lower a model; the given one is left as it is.
 
     Args:
         model: an extended model, or any model when ``trainable`` is given.
         trainable: names of the initializers to train; None for the extension's θ.
+        output: the only output that is wanted; None for all.  What others alone need is not run.
 
     Raises:
         InputError: the model is not an extended one and ``trainable`` is None.
     """
     if trainable is None:
         trainable = set(Extension.from_metadata(model.metadata_props).theta_shapes)
-    return GraphModule(prepared(model), trainable)
+    return GraphModule(prepared(model, output), trainable)
 
 
-def prepared(model: ir.Model) -> ir.Model:
+def prepared(model: ir.Model, output: str | None = None) -> ir.Model:
     """A copy in the form that is lowered: no two values share a name, branches are filled."""
     sunk = model.clone()
+    if output is not None and len(sunk.graph.outputs) > 1:
+        kept = next(value for value in sunk.graph.outputs if value.name == output)
+        sunk.graph.outputs[:] = [kept]
+        common.RemoveUnusedNodesPass()(sunk)
     expand_functions(sunk)
     make_unique(sunk)
     SinkPass()(sunk)
