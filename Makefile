@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo lint types test test-slow bench models clean
+.PHONY: install demo lint types test test-slow test-zoo bench models clean
 
 install: .venv/installed
 
@@ -28,10 +28,15 @@ types: install
 	    --explicit-package-bases gdu_compile benchmarks examples/*/*.py models/build.py
 
 test: lint types
-	$(BIN)/pytest -n 2 -q -m 'not slow'
+	$(BIN)/pytest -n 2 -q -m 'not slow and not zoo'
 
 test-slow: install
 	$(BIN)/pytest -q -m slow
+
+# All of docs/zoo.md: half an hour.  The progress shows the network that runs.
+test-zoo: install
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,zoo]'
+	$(BIN)/pytest -v --durations=10 tests/test_zoo.py
 
 bench: install
 	$(BIN)/python -m benchmarks.record
