@@ -16,7 +16,7 @@ import onnx_ir as ir
 from gdu_compile import model_io, specialize
 from gdu_compile.constants import constant_values, described
 from gdu_compile.contracts import state_of
-from gdu_compile.errors import GduError, UnsupportedError
+from gdu_compile.errors import UnsupportedError
 from gdu_compile.graph_view import constant_switches
 from gdu_compile.logits import locate_logits
 from gdu_compile.metadata import PREFIX, Extension
@@ -105,7 +105,7 @@ def look_further(model: ir.Model, rows: Mapping[str, dict[str, Any]]) -> list[di
     """
     try:
         NormalizePass()(model)
-    except GduError:  # of what cannot be compiled, nothing can be named
+    except Exception:  # a file may be broken in any way; what it has is told all the same
         return []
     computed = constant_values(model)
     for name, (dtype, shape) in described(model, computed.values()).items():

@@ -169,7 +169,9 @@ class CompileOptions(TrainOptions):
     rename: Rename = option((), "Rename oracle tensors by re.sub, before they are matched; may be "
         "given several times. An = in REGEX is written \\=.", metavar="REGEX=REPL")  # fmt: skip
     allow_extra: bool = option(False, "Ignore oracle tensors that the model does not have.")
-    strict: bool = option(False, "A float weight that the oracle does not cover is an error.")
+    strict: bool = option(
+        False, "A weight that the oracle does not cover, or that cannot be recorded, is an error."
+    )
     cover_all: bool = option(False, "Record what the oracle lacks at its present value.")
     untie: bool = option(False, "An oracle tensor called NAME@NODE.INPUT is for that use of NAME "
                          "alone, where several share it; inspect lists them.")  # fmt: skip

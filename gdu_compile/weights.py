@@ -32,7 +32,7 @@ for them, and If, Reshape or Split not for all (measured).  Of 2 bits there is n
 USUAL = {kind.name for kind in FLOATS} | {"int8", "uint8", "int16", "uint16", *CARRIERS} - {"bool"}
 NO_NUMBERS = {"object"}  # strings
 # operator → inputs that are weights also where they are of 32 bits
-QUANTIZED = {"DequantizeLinear": {0}, "QLinearConv": {8}}
+QUANTIZED = {"DequantizeLinear": {0}, "QLinearConv": {8}, "QGemm": {6}}
 
 
 def dtype_name(value: ir.Value) -> str:

@@ -30,6 +30,8 @@ from gdu_compile.names import Names
 ML = "ai.onnx.ml"
 ROWS = (1, 7, 64)
 """Samples that a rewritten node is compared on; a single one takes another kernel."""
+MOST_SCORES = 4096
+"""Of a classifier; the identity that it is left with has the square of that."""
 LEAST_OPSET = 11
 """Gemm without a bias."""
 TREES = {"TreeEnsemble", "TreeEnsembleClassifier", "TreeEnsembleRegressor"}
@@ -260,7 +262,7 @@ def compared(content: bytes, opset: tuple[int, int], dtype: int) -> str | None:
         try:
             worst = worst_difference(proto, opset, ir.DataType(dtype), rng)
         except (GduError, ValueError) as error:
-            return f"rewritten, they cannot be compared ({model_io.first_line(error)})"
+            return f"they cannot be rewritten ({model_io.first_line(error)})"
         if worst is not None:
             return worst
     return None
@@ -313,6 +315,8 @@ def columns_of(node: ir.Node) -> int:
     elif not rows:
         rows = node.attributes.get_int("targets", 1)
     size = len(floats(node, name))
+    if node.op_type == "LinearClassifier" and rows > MOST_SCORES:
+        raise ValueError(f"{rows} scores, and at most {MOST_SCORES} are rewritten")
     if rows < 1 or size % rows:
         raise ValueError(f"{size} {name} for {rows} rows")
     return size // rows

@@ -190,9 +190,14 @@ LISTED = {
         node("LinearRegressor", coefficients=r(1, F), intercepts=r(1), post_transform="LOGISTIC"),
         "post_transform LOGISTIC is not rewritten",
     ),
+    "too many scores": (
+        node("LinearClassifier", "x", "label", "y", coefficients=r(5000 * F),
+             intercepts=r(5000), classlabels_ints=list(range(5000))),
+        "cannot be rewritten (5000 scores, and at most 4096 are rewritten)",
+    ),
     "no whole number of rows": (
         node("LinearRegressor", coefficients=r(F + 2), intercepts=r(3), targets=3),
-        "cannot be compared",
+        "cannot be rewritten (7 coefficients for 3 rows)",
     ),
 }  # fmt: skip
 
@@ -203,7 +208,7 @@ def test_listed(case: str) -> None:
     each, words = LISTED[case]
     bias = helper.make_node("Add", ["y", "b"], ["z"])
     each = onnx.NodeProto.FromString(each.SerializeToString())
-    each.output[0] = "y"
+    each.output[-1] = "y"
     model = model_of(each, bias, classes=1)
     tensor = ir.tensor(np.ones(1, np.float32), name="b")
     value = ir.val("b", const_value=tensor)

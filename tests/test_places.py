@@ -438,7 +438,26 @@ def test_quantized_networks(case: str, tmp_path: Path) -> None:
     assert {each["name"] for each in report.skipped} == set(weights) - {"W"}
 
 
-def test_packed_blocks(tmp_path: Path) -> None:
+def test_the_int32_bias_of_qgemm() -> None:
+    """An operator of com.microsoft, which onnxruntime's quantizer writes: its bias is a weight."""
+    text = """<ir_version: 10, opset_import: ["": 18, "com.microsoft": 1]>
+        g (float[N,4] x) => (float[N,3] z) {
+        q = QuantizeLinear(x, s, p)
+        y = com.microsoft.QGemm(q, s, p, W, t, u, b, o, k)
+        z = DequantizeLinear(y, o, k) }"""
+    proto = onnx.parser.parse_model(text)
+    weights = {**QUANTIZED["QLinearMatMul"][1], "b": RNG.integers(-900, 900, 3).astype(np.int32)}
+    for name, array in weights.items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    few = gdu_compile.compile(ir.from_proto(proto), {"W": moved(weights["W"])}, confirm=False)
+    assert {each["name"] for each in few.report.skipped} == set(weights) - {"W"}
+    oracle = {name: moved(array) for name, array in weights.items()}
+    report = gdu_compile.compile(ir.from_proto(proto), oracle, strict=True).report
+    assert_reproduced(report)
+    assert {row.name for row in report.weights} == set(weights)
+
+
+def test_packed_blocks() -> None:
     """MatMulNBits of com.microsoft: two 4-bit weights a byte, and a scale a block."""
     text = """<ir_version: 10, opset_import: ["": 18, "com.microsoft": 1]>
         g (float[N,32] x) => (float[N,3] z) {
