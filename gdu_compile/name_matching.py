@@ -202,7 +202,8 @@ def by_structure(oracle: OracleWeights, model: ir.Model, state: State) -> Fitted
     from gdu_compile.structural_names import assign
 
     assert oracle.graph is not None
-    found = assign(model, at_opset(oracle.graph, model), oracle.constants)
+    other = at_opset(oracle.graph, model)
+    found = assign(model, other, state.lifted or {}, oracle.constants)
     if found.ambiguous:
         raise InputError(f"cannot use the oracle weights {oracle.source}: what the model computes "
                          "once, it computes several times", found.ambiguous)  # fmt: skip

@@ -45,33 +45,36 @@ class Assigned:
     ambiguous: list[str] = field(default_factory=list)
 
 
-def assign(model: ir.Model, oracle: ir.Model, constants: frozenset[str]) -> Assigned:
+def assign(
+    model: ir.Model, oracle: ir.Model, lifted: Collection[str], constants: Collection[str]
+) -> Assigned:
     """The oracle's tensors by the model's names.
 
     Args:
         model: the normalized base.
         oracle: the other export, normalized.
-        constants: names of the oracle that may be mere constants.
+        lifted: names of the model that were Constant nodes, and may be mere constants.
+        constants: names of the oracle that may be.
     """
     match, found = match_structure(model, oracle), Assigned()
     if match.differences:
         found.differences = match.differences
         return found
     labels = Counter(node.name for node in model.graph.all_nodes())
-    pairs: dict[str, tuple[ir.Value, ir.Value]] = {}
-    theirs = [value for uses in match.uses.values() for each in uses.values() for value in each]
-    theirs_at = reader(oracle, theirs)
-    for ours, uses in match.uses.items():
-        if ours.dtype == ir.DataType.STRING:
+    uses = {ours: each for ours, each in match.uses.items() if ours.dtype != ir.DataType.STRING}
+    theirs_at = reader(oracle, [v for each in uses.values() for vs in each.values() for v in vs])
+    ours_at = reader(model, list(uses))
+    for ours, each in uses.items():
+        named = by_use(ours, each, theirs_at, labels, found)
+        # All or none: a use that keeps its value would else get that of the others.
+        if all(
+            (ours.name in lifted or may_stay(ours, value, constants))
+            and key(ours_at(ours)) == key(theirs_at(value))
+            for value in named.values()
+        ):
             continue
-        for name, value in by_use(ours, uses, theirs_at, labels, found).items():
-            pairs[name] = ours, value
-    ours_at = reader(model, [ours for ours, _ in pairs.values()])
-    for name, (ours, value) in pairs.items():
-        if may_stay(ours, value, constants) and key(ours_at(ours)) == key(theirs_at(value)):
-            continue
-        found.headers[name] = header(name, value, theirs_at)
-        found.origins[name] = str(value.name)
+        found.headers |= {name: header(name, value, theirs_at) for name, value in named.items()}
+        found.origins |= {name: str(value.name) for name, value in named.items()}
     return found
 
 
@@ -117,7 +120,7 @@ def key(array: Array) -> tuple[object, ...]:
     return str(array.dtype), array.shape, digest
 
 
-def may_stay(ours: ir.Value, theirs: ir.Value, constants: frozenset[str]) -> bool:
+def may_stay(ours: ir.Value, theirs: ir.Value, constants: Collection[str]) -> bool:
     """Whether equal bits mean that it is no oracle weight, but an axis, a shape or an exponent."""
     if theirs.name in constants:
         return True

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
-from conftest import mlp, oracle_for, parse, save_onnx
+from conftest import ALL_MODELS, MODELS, mlp, oracle_for, parse, save_onnx
 from test_record import assert_reproduced
 
 import gdu_compile
-from gdu_compile import specialize
+from gdu_compile import model_io, specialize
 from gdu_compile.errors import InputError
+from gdu_compile.oracle_weights import OracleWeights
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 RNG = np.random.default_rng(7)
@@ -103,6 +104,30 @@ def test_names_come_first_where_they_are_the_same(tmp_path: Path) -> None:
     assert equal(weights_of(compiled.extended), oracle) and compiled.report.warnings == []
 
 
+@pytest.mark.parametrize("name", ALL_MODELS)
+def test_real_models_under_other_names(name: str, tmp_path: Path) -> None:
+    """Every weight, node and value called otherwise, initializers in another order: all found."""
+    oracle = OracleWeights.load(MODELS / f"{name}.oracle.npz")
+    other = specialize.with_weights(
+        model_io.load(MODELS / f"{name}.onnx"), {key: h.load() for key, h in oracle.items()}
+    )
+    weights = list(other.graph.initializers.values())
+    order = np.random.default_rng(1).permutation(len(weights))
+    for index in order:
+        del other.graph.initializers[str(weights[index].name)]
+    for index, place in enumerate(order):
+        ir.convenience.rename_values(weights[place], f"onnx::Any_{index}")
+        other.graph.register_initializer(weights[place])
+    for index, node in enumerate(other.graph.all_nodes()):
+        node.name = f"n{index}"
+    path = save_onnx(tmp_path / "w.onnx", other)
+    got = gdu_compile.compile(MODELS / f"{name}.onnx", path, confirm=False).extended
+    wanted = gdu_compile.compile(
+        MODELS / f"{name}.onnx", MODELS / f"{name}.oracle.npz", confirm=False
+    ).extended
+    assert equal(weights_of(got), weights_of(wanted))
+
+
 MERGED = NET % ("U", "p", "V", "p")
 FEW = {"U": (4, 3), "p": (3,), "V": (3, 3)}
 
@@ -154,6 +179,34 @@ def test_forty_nine_uses(tmp_path: Path) -> None:
     assert len(got) == count - 3 + 1 + 1 and np.array_equal(got["b"], biases["b30"])
     assert all(np.array_equal(got[f"b@n{i}.1"], biases[f"b{i}"]) for i in range(count)
                if i not in (7, 9, 30))  # fmt: skip
+
+
+POWERS = """net (float[N,3] x) => (float[N,3] z) { %s [a] p = Pow(x, %s) [b] q = Pow(p, %s)
+    [c] s = Pow(q, %s) z = MatMul(s, %s) }"""
+
+
+@pytest.mark.parametrize(("exponents", "expected"), [
+    ((3, 3, 2), {"k": 3, "k@c.1": 2}), ((2, 3, 2), {"k": 2, "k@b.1": 3}), ((2, 2, 2), {}),
+    ((3, 3, 3), {"k": 3}),
+])  # fmt: skip
+def test_constants_that_differ_at_some_uses(
+    exponents: tuple[int, ...], expected: dict[str, int], tmp_path: Path
+) -> None:
+    """One exponent of the base for three nodes: equal everywhere it stays, else no use is lost."""
+    net = base(POWERS % ("k = Constant<value = float {2}>()", "k", "k", "k", "W"), {"W": (3, 3)})
+    made = " ".join(f"e{i} = Constant<value = float {{{each}}}>()"
+                    for i, each in enumerate(exponents))  # fmt: skip
+    oracle = parse(POWERS % (made, "e0", "e1", "e2", "M"), {"M": U[:3]})
+    path = save_onnx(tmp_path / "w.onnx", oracle)
+    compiled = gdu_compile.compile(net, path)
+    assert_reproduced(compiled.report)
+    got = weights_of(compiled.extended)
+    assert {name: float(array) for name, array in got.items() if name != "W"} == expected
+    x = {"x": abs(r(5, 3))}
+    with gdu_compile.runtime.on_disk(specialize.with_weights(net, got)) as one:
+        for level in ("all", "none"):
+            z = [gdu_compile.runtime.run(each, x, level=level)["z"] for each in (one, path)]
+            assert np.array_equal(z[0].view(np.uint32), z[1].view(np.uint32))
 
 
 BRANCHES = """net (float[N,4] x, bool[1] c) => (float[N,3] z) {
