@@ -877,8 +877,9 @@ MEMORY = [
          "'z' has 3 axes"),
     case("strings", targets("float[N,4] x, string[N] s => float[N,3] z: z = MatMul(x, wt)",
          x=X, y=Y, s=np.array(list("abcde"))), LEARN, "'s' takes strings"),
-    case("an input of uint16", targets("uint16[N,4] x => float[N,3] z: c = Cast<to=1>(x) "
-         "z = MatMul(c, wt)", x=X.astype(np.uint16), y=Y), LEARN, "'x' is uint16", "stored are"),
+    case("an input of complex64", targets("float[N,4] x, complex64[N,1] c => float[N,3] z: "
+         "z = MatMul(x, wt)", x=X, y=Y, c=np.ones((5, 1), np.complex64)), LEARN,
+         "'c' is complex64", "stored are"),
     case("numbers beyond int32", targets("int32[N,4] x => float[N,3] z: c = Cast<to=1>(x) "
          "z = MatMul(c, wt)", x=np.full((5, 4), 2**40), y=Y), LEARN,
          "'x' holds numbers that int32 does not have"),

@@ -226,6 +226,19 @@ def test_an_algorithm_computes_what_is_computed(tmp_path: Path) -> None:
     assert [row.name for row in report.weights] == ["V"]
 
 
+@pytest.mark.parametrize("dtype", ["uint16", "int16", "uint32", "uint64"])
+def test_inputs_that_learn_stores(dtype: str, tmp_path: Path) -> None:
+    """The memory of learn holds inputs of every integer kind."""
+    base = parse(f"g ({dtype}[N,4] x) => (float[N,3] z) {{ c = Cast<to = 1>(x) z = MatMul(c, W) }}",
+                 {"W": r(4, 3)})  # fmt: skip
+    algorithm = parse(f"""own ({dtype}[n,4] X, int64[n] Y) => (float[4,3] W) {{
+        c = Cast<to = 1>(X) m = ReduceMean<keepdims = 1>(c)
+        s = Constant<value = int64[2] {{4, 3}}>() W = Expand(m, s) }}""")
+    data = save_npz(tmp_path / "d.npz", {"x": ints(dtype, 12, 4), "y": RNG.integers(0, 3, 12)})
+    report = gdu_compile.compile(base, oracle=algorithm, data=data).report
+    assert report.reproduced is True, report.to_json()
+
+
 # --- single uses ----------------------------------------------------------------
 
 SHARED = "[a] h = Add(x, b) t = Tanh(h) [c] k = Add(t, b) [d] j = Sub(k, b) z = MatMul(j, W)"
