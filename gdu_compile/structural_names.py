@@ -62,8 +62,7 @@ def assign(
         return found
     labels = Counter(node.name for node in model.graph.all_nodes())
     uses = {ours: each for ours, each in match.uses.items() if ours.dtype != ir.DataType.STRING}
-    theirs_at = reader(oracle, [v for each in uses.values() for vs in each.values() for v in vs])
-    ours_at = reader(model, list(uses))
+    theirs_at, ours_at = reader(oracle), reader(model)
     for ours, each in uses.items():
         named = by_use(ours, each, theirs_at, labels, found)
         # All or none: a use that keeps its value would else get that of the others.
@@ -128,16 +127,17 @@ def may_stay(ours: ir.Value, theirs: ir.Value, constants: Collection[str]) -> bo
                for v in (ours, theirs))  # fmt: skip
 
 
-def reader(model: ir.Model, values: Sequence[ir.Value]) -> Contents:
-    """What gives the contents of these constants; those that are computed are evaluated at once."""
-    computed = list({id(v): v for v in values if v.const_value is None}.values())
-    arrays = evaluated(model, computed)
+def reader(model: ir.Model) -> Contents:
+    """What gives the contents of a constant; one that is computed is evaluated when asked for."""
+    arrays: dict[str, Array] = {}
 
     def contents(value: ir.Value) -> Array:
-        if value.const_value is None:
-            return arrays[str(value.name)]
-        array: Array = value.const_value.numpy()
-        return array
+        if value.const_value is not None:
+            array: Array = value.const_value.numpy()
+            return array
+        if value.name not in arrays:
+            arrays.update(evaluated(model, [value]))
+        return arrays[str(value.name)]
 
     return contents
 
