@@ -20,6 +20,7 @@ from gdu_compile.errors import UnsupportedError
 from gdu_compile.graph_view import constant_switches
 from gdu_compile.logits import locate_logits
 from gdu_compile.metadata import PREFIX, Extension
+from gdu_compile.passes.lift_attributes import raised
 from gdu_compile.passes.normalize import NormalizePass
 from gdu_compile.places import computed_by, uses_by_name
 from gdu_compile.shapes import list_shape
@@ -67,10 +68,11 @@ def inspect(model: str | PathLike[str]) -> dict[str, Any]:
         "switches": [str(node.name) for node in constant_switches(graph)],
         "extension": extension(loaded, path),
     }
-    others, attributes = [], {}
+    others: list[dict[str, Any]] = []
+    attributes: dict[str, str] = {}
     if facts["extension"] is None:
-        others = look_further(loaded, {row["name"]: row for row in facts["weights"]})
-        attributes = state_of(loaded).attributes or {}
+        rows = {row["name"]: row for row in facts["weights"]}
+        others, attributes = look_further(raised(loaded), rows)
     listed = [{"name": name, "reason": reason} for name, reason in attributes.items()]
     return {**facts, "other_weights": others, "attributes": listed}
 
@@ -96,8 +98,10 @@ def weight(value: ir.Value) -> dict[str, Any]:
     }
 
 
-def look_further(model: ir.Model, rows: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Weights that are no initializers of the main graph; the model is normalized for that.
+def look_further(
+    model: ir.Model, rows: Mapping[str, dict[str, Any]]
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Weights that are no initializers of the main graph, and nodes whose weights stay attributes.
 
     Args:
         model: an ordinary model; changed in place.
@@ -106,7 +110,7 @@ def look_further(model: ir.Model, rows: Mapping[str, dict[str, Any]]) -> list[di
     try:
         NormalizePass()(model)
     except Exception:  # a file may be broken in any way; what it has is told all the same
-        return []
+        return [], {}
     computed = constant_values(model)
     for name, (dtype, shape) in described(model, computed.values()).items():
         computed[name].dtype, computed[name].shape = dtype, ir.Shape(shape)
@@ -128,7 +132,7 @@ def look_further(model: ir.Model, rows: Mapping[str, dict[str, Any]]) -> list[di
     for place, (value, _) in uses_by_name(model, computed).items():
         if value.name in everything and is_usual_weight(value):
             everything[value.name]["places"].append(place)
-    return found
+    return found, state_of(model).attributes or {}
 
 
 def computed_weight(value: ir.Value) -> dict[str, Any]:

@@ -28,8 +28,9 @@ def onnx_headers(path: Path) -> tuple[Headers, frozenset[str], ir.Model]:
         InputError, UnsupportedError: the file cannot be read, or is no base network.
     """
     from gdu_compile.passes import NormalizePass
+    from gdu_compile.passes.lift_attributes import raised
 
-    model = model_io.load(path)
+    model = raised(model_io.load(path))
     try:
         NormalizePass()(model)
     except GduError as error:

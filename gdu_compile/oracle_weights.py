@@ -10,6 +10,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from gdu_compile.arrays import READERS, ArrayHeader, Headers, Reader, from_mapping, read_with
+from gdu_compile.contracts import state_of
 from gdu_compile.errors import InputError
 from gdu_compile.name_matching import Rename, parse_rules, rename_all
 
@@ -90,7 +91,9 @@ class OracleWeights(Mapping[str, ArrayHeader]):
         }  # fmt: skip
         headers = read_with(readers, path)
         if not headers:
-            raise InputError(f"{path}: holds no arrays")
+            stay = [state_of(graph).attributes or {} for graph in graphs]
+            reasons = [f"{name!r}: {why}" for each in stay for name, why in each.items()]
+            raise InputError(f"{path}: holds no arrays", reasons)
         graph = graphs[0] if graphs else None
         return cls(headers, str(path), constants=constants, notes=notes, graph=graph)
 

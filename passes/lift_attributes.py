@@ -24,7 +24,7 @@ from gdu_compile import model_io, runtime
 from gdu_compile.bits import max_abs_diff, same_bits
 from gdu_compile.contracts import State
 from gdu_compile.digits import Array
-from gdu_compile.errors import GduError
+from gdu_compile.errors import GduError, UnsupportedError
 from gdu_compile.names import Names
 
 ML = "ai.onnx.ml"
@@ -58,6 +58,17 @@ class LiftAttributesPass(GduPass):
                 if reason is not None:
                     state.attributes[label(node)] = reason
         return {"nodes": lifted}
+
+
+def raised(model: ir.Model) -> ir.Model:
+    """The model at an opset at which weights can be lifted, where it has operators that hold any
+    and can be raised; itself otherwise."""
+    if ML not in model.opset_imports or model_io.opset_of(model) >= LEAST_OPSET:
+        return model
+    try:
+        return model_io.raise_opset(model)
+    except UnsupportedError:
+        return model
 
 
 def stays(node: ir.Node) -> str | None:

@@ -233,6 +233,8 @@ def test_only_trees(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         gdu_compile.compile(path, {"w": r(1)}, allow_extra=True)
     assert any("holds its trees in attributes" in each for each in caught.value.problems)
+    with pytest.raises(InputError, match=r"holds no arrays\n.*holds its trees in attributes"):
+        gdu_compile.compile(path, path)
     (row,) = gdu_compile.inspect(path)["attributes"]
     assert row["name"] == "TreeEnsembleRegressor" and "trees" in row["reason"]
 
@@ -242,8 +244,14 @@ def test_an_old_opset(tmp_path: Path) -> None:
     model = model_of(*LIFTED["a regression"][0], classes=1)
     model.graph.opset_imports.update({"": 9, ML: 1})
     path = save_onnx(tmp_path / "m.onnx", model)
-    oracle = {name: r(*shape) for name, shape in LIFTED["a regression"][2].items()}
+    shapes = LIFTED["a regression"][2]
+    assert {row["name"] for row in gdu_compile.inspect(path)["other_weights"]} == set(shapes)
+    oracle = {name: r(*shape) for name, shape in shapes.items()}
     assert_reproduced(gdu_compile.compile(path, oracle).report)
+    other = save_onnx(tmp_path / "w.onnx", with_attributes(model, oracle))
+    report = gdu_compile.compile(path, other, strict=True).report
+    assert_reproduced(report)
+    assert {row.name for row in report.weights} == set(shapes)
 
 
 def test_a_difference_is_told_with_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
