@@ -105,7 +105,7 @@ class Source:
             try:
                 inputs = seeded_inputs(model)
                 expected = runtime.run(old, inputs, level="none", calls=True, called=self.name)
-            except InputError as error:
+            except (InputError, UnsupportedError) as error:
                 state_of(model).notes.append(
                     f"raised from opset {before} to {least}; not compared on synthetic inputs: "
                     f"{error.message}"

@@ -28,7 +28,7 @@ FLOAT16_LIMIT = 2**11
 
 CHANNELS_FIRST = {"Conv", "ConvTranspose", "BatchNormalization", "InstanceNormalization", "MaxPool",
                   "AveragePool", "Resize"}  # fmt: skip
-CHANNELS_LAST = {"MatMul", "Gemm", "LayerNormalization", "Einsum"}
+CHANNELS_LAST = {"MatMul", "Gemm", "LayerNormalization", "Einsum", "RNN", "GRU", "LSTM"}
 ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Relu", "LeakyRelu", "PRelu", "Tanh", "Elu", "Gelu",
                "Neg", "Cast", "Identity", "Clip", "Dropout"}  # fmt: skip
 

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from gdu_compile import map_types, reading, streaming
-from gdu_compile.contracts import state_of
+from gdu_compile.contracts import graph_problems, state_of
 from gdu_compile.errors import InputError, UnsupportedError
 from gdu_compile.files import check_input
 from gdu_compile.graph_view import called
@@ -80,6 +80,8 @@ def check_standard(model: ir.Model, path: Path) -> None:
             state_of(model).notes.append(
                 f"onnx.checker refuses the model and onnxruntime takes it: {lines[0].strip()}"
             )
+            if graph_problems(model):  # onnxruntime takes nodes in any order
+                common.TopologicalSortPass()(model)
             return
         raise InputError(
             f"{path}: is no valid ONNX model; export it again, or repair it until "

@@ -1,0 +1,145 @@
+"""Several inputs: whole numbers that are legal, sizes that fit, samples that are whole calls."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from conftest import parse, random_weights, save_npz
+from test_record import assert_reproduced
+
+import gdu_compile
+from gdu_compile.calls import by_calls
+from gdu_compile.data import SYNTHETIC_CALLS, SYNTHETIC_SAMPLES, synthetic_inputs
+from gdu_compile.errors import InputError
+
+Shapes = dict[str, tuple[int, ...]]
+W: Shapes = {"W": (4, 3)}
+LSTM: Shapes = {"W": (1, 20, 4), "R": (1, 20, 5)}
+RECURRENT = "y = LSTM<hidden_size=5>(x, W, R, , lengths, h, c)"
+TIMES = "z = MatMul(x, W) o = Mul(z, s)"
+BERT = """
+    e = Gather(E, ids)  k = Gather(K, kinds)  n = Shape<start=1>(ids)
+    zero = Constant<value_int=0>()  one = Constant<value_int=1>()
+    axes = Constant<value_ints=[0]>()  last = Constant<value_ints=[-1]>()
+    l = Squeeze(n, axes)  p = Range(zero, l, one)  q = Gather(P, p)  a = Add(e, k)  d = Add(a, q)
+    m = Cast<to=1>(mask)  u = Unsqueeze(m, last)  f = Mul(d, u)  o = MatMul(f, W)"""
+
+# inputs, outputs, body, weights, whether samples are calls
+NETWORKS: dict[str, tuple[str, str, str, Shapes, bool]] = {
+    "ids, a mask, kinds": (
+        "int64[N,T] ids, int64[N,T] mask, int64[N,T] kinds", "float[N,T,3] o", BERT,
+        {"E": (30, 6), "K": (1, 6), "P": (5, 6), "W": (6, 3)}, False),
+    "int32 ids cast and reshaped": (
+        "int32[N,5] ids", "float[N,5,3] o", "i = Cast<to=7>(ids) u = Transpose<perm=[1,0]>(i) "
+        "v = Transpose<perm=[1,0]>(u) o = Gather(W, v)", {"W": (2, 3)}, False),
+    "a flag": (
+        "float[N,4] x, bool[N] flag", "float[N,3] o", "z = MatMul(x, W) f = Cast<to=1>(flag) "
+        "a = Constant<value_ints=[1]>() u = Unsqueeze(f, a) o = Mul(z, u)", W, False),
+    "a scalar": ("float[N,4] x, float s", "float[N,3] o", TIMES, W, True),
+    "a scalar with a fixed batch": ("float[5,4] x, float s", "float[5,3] o", TIMES, W, True),
+    "two batches": ("float[3,4] x, float[2,4] u", "float[3,3] o",
+                    "z = MatMul(x, W) v = ReduceSum<keepdims=0>(u) o = Add(z, v)", W, True),
+    "pairs": ("float[N,4] x, float[M,3] u", "float[N,M] o",
+              "z = MatMul(x, W) t = Transpose(u) o = MatMul(z, t)", W, True),
+    "sequences first": (
+        "float[T,B,4] x, int32[B] lengths, float[1,B,5] h, float[1,B,5] c", "float[T,1,B,5] y",
+        RECURRENT, LSTM, True),
+    "sequences first, fixed": (
+        "float[6,2,4] x, int32[2] lengths, float[1,2,5] h, float[1,2,5] c", "float[6,1,2,5] y",
+        RECURRENT, LSTM, True),
+    "a past": ("float[N,S,4] x, float[N,P,3] past, float[N,P + S] mask", "float[N,S,3] o",
+               "z = MatMul(x, W) k = Concat<axis=1>(past, z) a = Constant<value_ints=[2]>() "
+               "u = Unsqueeze(mask, a) m = Mul(k, u) b = Constant<value_ints=[1]>() "
+               "r = ReduceSum(m, b) o = Add(z, r)", W, False),
+    "a picture of 32 at least": (
+        "float[N,4,H,K] x", "float[N,3,P,Q] o", "o = Conv<strides=[9,9]>(x, W)",
+        {"W": (3, 4, 9, 9)}, False),
+    "times that must be 4": ("float[N,F] x", "float[N,3] o", "o = MatMul(x, W)", W, False),
+}  # fmt: skip
+
+
+def network(name: str) -> ir.Model:
+    """The base with initial weights; the parser has no sums as names of dimensions."""
+    inputs, outputs, body, shapes, _ = NETWORKS[name]
+    weights = random_weights(shapes, np.random.default_rng(0))
+    base = parse(f"g ({inputs.replace('P + S', 'P_S')}) => ({outputs}) {{ {body} }}", weights)
+    for value in base.graph.inputs:
+        value.shape = ir.Shape("P + S" if str(dim) == "P_S" else dim for dim in value.shape or ())
+    return base
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_synthetic_data_is_legal(name: str) -> None:
+    """Reproduced on it bit for bit, and extracted."""
+    base = network(name)
+    oracle = random_weights(NETWORKS[name][3], np.random.default_rng(1))
+    result = gdu_compile.compile(base, oracle)
+    assert_reproduced(result.report)
+    calls = NETWORKS[name][4]
+    assert any("a call of its own" in text for text in result.report.warnings) is calls
+    assert result.report.data is not None and result.report.forward is not None
+    samples = result.report.forward.samples
+    assert samples == (SYNTHETIC_CALLS if calls else SYNTHETIC_SAMPLES)
+    assert result.trained is not None
+    gdu_compile.extract(result.trained)
+    assert_reproduced(gdu_compile.train(result.extended))
+
+
+def test_what_whole_numbers_are_drawn() -> None:
+    """The control of the above: rows of tables, lengths, flags, each up to its own limit."""
+    drawn = synthetic_inputs(network("ids, a mask, kinds").graph.inputs, np.random.default_rng(0))
+    assert [int(drawn[name].max()) for name in ("ids", "mask", "kinds")] == [29, 1, 0]
+    assert int(drawn["ids"].min()) == 0
+    inputs = network("sequences first").graph.inputs
+    lengths = synthetic_inputs(inputs, np.random.default_rng(0), calls=True)["lengths"]
+    assert (int(lengths.min()), int(lengths.max())) == (1, 8)
+
+
+def test_an_illegal_number_is_said(tmp_path: Path) -> None:
+    """A token id beyond the table, in a file."""
+    base = network("int32 ids cast and reshaped")
+    data = save_npz(tmp_path / "d.npz", {"ids": np.full((4, 5), 7), "y": np.zeros((4, 5), int)})
+    with pytest.raises(InputError, match="onnxruntime cannot run it"):
+        gdu_compile.compile(base, {"W": np.ones((2, 3), np.float32)}, data=data)
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_calls_from_a_file(fixed: bool, tmp_path: Path) -> None:
+    """Arrays have the axis of samples in front; others are refused with the shape they need."""
+    name = "a scalar with a fixed batch" if fixed else "a scalar"
+    base, rng = network(name), np.random.default_rng(2)
+    arrays: dict[str, Any] = {
+        "x": rng.standard_normal((7, 5, 4)).astype(np.float32),
+        "s": rng.standard_normal(7).astype(np.float32), "y": rng.integers(0, 3, (7, 5)),
+    }  # fmt: skip
+    oracle = random_weights(W, rng)
+    data = save_npz(tmp_path / "d.npz", arrays)
+    report = gdu_compile.compile(base, oracle, data=data, steps=2).report
+    assert_reproduced(report)
+    assert report.batch_size == 1 and report.accuracy is not None
+    assert report.accuracy["samples"] == 7
+    wrong = save_npz(tmp_path / "w.npz", {**arrays, "x": arrays["x"][:, :, :3]})
+    with pytest.raises(InputError, match=r"cannot use the data") as error:
+        gdu_compile.compile(base, oracle, data=wrong)
+    assert f"takes [calls, {'5' if fixed else 'N'}, 4]" in " ".join(error.value.problems)
+
+
+def test_learn_needs_samples_along_axis_0() -> None:
+    """The memory holds rows."""
+    with pytest.raises(gdu_compile.UnsupportedError, match=r"'s' is a scalar"):
+        gdu_compile.compile(network("a scalar"), oracle="nearest-mean")
+
+
+def test_names_of_dimensions_tell_calls_from_rows() -> None:
+    """A batch of the same name everywhere is none; exporters' different names are none either."""
+    for shapes, calls in [
+        ([["N", 4], ["N", 2]], False), ([["a", 4], ["b", 2]], False), ([[3, 4], ["N", 4]], False),
+        ([["N", "T"], ["T"]], True), ([["T", "N"], [1, "N"]], True), ([[3, 4], [3]], False),
+    ]:  # fmt: skip
+        inputs = [ir.val(f"x{i}", ir.DataType.FLOAT, shape) for i, shape in enumerate(shapes)]
+        output = ir.val("o", ir.DataType.FLOAT, [shapes[0][0], 3])
+        assert (by_calls(inputs, output) is not None) is calls, shapes
