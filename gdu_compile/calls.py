@@ -7,7 +7,7 @@ sample: the sample is the whole call, and data has one axis more, in front.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -39,7 +39,10 @@ def by_calls(inputs: Sequence[ir.Value], output: ir.Value) -> str | None:
     if fixed and isinstance(rows := first(output), int) and rows != fixed[0][1]:
         return (f"the input {fixed[0][0].name!r} has {fixed[0][1]} rows and the output "
                 f"{output.name!r} {rows}")  # fmt: skip
-    return crosswise(shaped, output, mixed=0 < len(fixed) < len(shaped))
+    mixed = {*shaped} if 0 < len(fixed) < len(shaped) else set()
+    if not fixed and isinstance(first(output), int):
+        mixed.add(output)
+    return crosswise(shaped, output, mixed)
 
 
 def first(value: ir.Value) -> int | str | None:
@@ -50,13 +53,15 @@ def first(value: ir.Value) -> int | str | None:
     return dim if isinstance(dim, int) else dim.value
 
 
-def crosswise(inputs: Sequence[ir.Value], output: ir.Value, mixed: bool) -> str | None:
+def crosswise(
+    inputs: Sequence[ir.Value], output: ir.Value, mixed: Collection[ir.Value]
+) -> str | None:
     """Whether a name stands on axis 0 here and on another axis there.
 
     Args:
         inputs: with shapes.
         output: what the loss sees.
-        mixed: whether some inputs have a fixed axis 0 and others have not.
+        mixed: values that share no axis 0 with others, some of which are fixed and some not.
     """
     names = [first(value) for value in [*inputs, output] if isinstance(first(value), str)]
     shared: dict[str, ir.Value] = {}
@@ -67,8 +72,8 @@ def crosswise(inputs: Sequence[ir.Value], output: ir.Value, mixed: bool) -> str 
                 continue
             if name in names:
                 return f"{name!r} is axis 0 in one place and axis {axis} of {value.name!r}"
-            if mixed and value is not output and shared.setdefault(name, value) is not value:
-                return (f"the inputs {shared[name].name!r} and {value.name!r} share {name!r}, and "
+            if shared.setdefault(name, value) is not value and value in mixed:
+                return (f"{shared[name].name!r} and {value.name!r} share {name!r}, and "
                         "not axis 0")  # fmt: skip
     return None
 

@@ -108,16 +108,18 @@ def locate_logits(
     chosen = min(fitting, key=lambda each: rank_of(graph, each))
     inputs = [value for value in graph.inputs if value.name not in graph.initializers]
     assert chosen.output.dtype is not None
+    crossed = by_calls(inputs, chosen.output)
+    why = reason_for(wanted, chosen, fitting, len(graph.outputs))
     site = LogitsSite(
         name=str(chosen.value.name),
         output=str(chosen.output.name),
         axis=-1 if chosen.axis is None else chosen.axis,
         classes=chosen.classes,
         kind=chosen.kind,
-        why=reason_for(wanted, chosen, fitting, len(graph.outputs)),
+        why=why if crossed is None else f"{why}; a sample is a whole call, because {crossed}",
         dims=dim_sources(graph, chosen.output),
         dtype=str(np.dtype(chosen.output.dtype.numpy())),
-        calls=by_calls(inputs, chosen.output) is not None,
+        calls=crossed is not None,
         exposed=chosen.exposed,
     )
     if loss is not None:

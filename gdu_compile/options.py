@@ -151,13 +151,14 @@ class TrainOptions(DataOptions):
 class CompileOptions(TrainOptions):
     """Everything that ``gdu-compile compile`` can be told."""
 
-    logits: str | None = option(None, "Output to take as logits.", metavar="NAME")
+    logits: str | None = option(None, "Output, or value inside, to take as logits.",
+                                metavar="NAME")  # fmt: skip
     digits: str = option("auto", "Digit code: linear16, float16, linear8, pow2, linear4, linear2, "
                          "linear1; auto: the smallest that the bounds allow for the optimizer "
                          "and the steps.", metavar="CODE")  # fmt: skip
     theta_dtype: str = option("float32", "Dtype of θ: float32 or bfloat16.", metavar="DTYPE")
-    class_axis: int | None = option(None, "Class axis of that output. Without it: the last of up "
-                                    "to 3 axes, axis 1 of more.", metavar="AXIS")  # fmt: skip
+    class_axis: int | None = option(None, "Class axis of that output. Without it: the Softmax's, "
+                                    "or by rules (docs/networks.md).", metavar="AXIS")  # fmt: skip
     gain: float = option(DEFAULT_GAIN, "Gain γ of the recorder, a power of two: 2**-80.",
                          metavar="2**-N")  # fmt: skip
     batch_limit: int = option(2**20, "N: the largest batch that will ever be trained on.")

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from gdu_compile import carrying, runtime
 from gdu_compile.arrays import read_arrays
 from gdu_compile.batches import Indices, first_pass, steps_of_a_pass
-from gdu_compile.contracts import LogitsSite
+from gdu_compile.contracts import PASS_KEY, LogitsSite
 from gdu_compile.data import (
     OTHER_DIMS,
     SYNTHETIC_DIM,
@@ -101,7 +101,7 @@ def trial(extended: ir.Model, site: LogitsSite) -> tuple[int, list[int] | None]:
         return SYNTHETIC_DIM, None
     problem: InputError | None = None
     with runtime.on_disk(extended) as path:
-        for dim in (SYNTHETIC_DIM, *OTHER_DIMS):
+        for dim in dict.fromkeys([SYNTHETIC_DIM, *OTHER_DIMS, *baked_sizes(extended)]):
             arrays = synthetic_inputs(inputs, np.random.default_rng(0), calls=site.calls, dim=dim,
                                       samples=2)  # fmt: skip
             try:
@@ -114,6 +114,17 @@ def trial(extended: ir.Model, site: LogitsSite) -> tuple[int, list[int] | None]:
     if None in site.dims[skip:] and problem is not None:
         raise problem
     return SYNTHETIC_DIM, None  # the check of the base says why it does not run
+
+
+def baked_sizes(model: ir.Model, most: int = 6) -> list[int]:
+    """Sizes that an exporter has left in the shapes of Reshape, though it calls them dynamic."""
+    found: dict[int, None] = {}
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        shape = node.inputs[1] if node.op_type == "Reshape" and len(node.inputs) > 1 else None
+        tensor = None if shape is None else ir.convenience.get_const_tensor(shape)
+        if tensor is not None and PASS_KEY not in node.metadata_props:
+            found |= dict.fromkeys(size for size in tensor.numpy().reshape(-1).tolist() if size > 1)
+    return list(found)[:most]
 
 
 def describe_data(report: Report, data: Dataset, options: DataOptions) -> None:

@@ -58,6 +58,9 @@ NETWORKS: dict[str, tuple[str, str, str, Shapes, bool]] = {
     "a picture of 32 at least": (
         "float[N,4,H,K] x", "float[N,3,P,Q] o", "o = Conv<strides=[9,9]>(x, W)",
         {"W": (3, 4, 9, 9)}, False),
+    "a size left in a Reshape": (
+        "float[T,N,4] x", "float[5,N,3] o", "z = MatMul(x, W) "
+        "s = Constant<value_ints=[5,-1,3]>() o = Reshape<allowzero=1>(z, s)", W, True),
     "times that must be 4": ("float[N,F] x", "float[N,3] o", "o = MatMul(x, W)", W, False),
 }  # fmt: skip
 
