@@ -60,12 +60,12 @@ def save_torch(extended: ir.Model, output: Path, *, force: bool = False) -> list
         InputError: a file exists and ``force`` is not set, or the folder cannot be written.
         UnsupportedError: something has no form in Python source, or torch.export refuses.
     """
-    from gdu_compile.torch_backend import GraphModule, prepared
+    from gdu_compile.torch_backend import GraphModule, only_output, prepared
     from gdu_compile.torch_backend.exported import save_program
 
     check_torch_output(output, force=force)
     facts = Extension.from_metadata(extended.metadata_props)
-    model = prepared(extended)
+    model = prepared(extended, only_output(facts))
     module = GraphModule(model, set(facts.theta_shapes))
     files = torch_files(output)
     with model_io.staging(files[0]) as folder:

@@ -61,6 +61,15 @@ def ending_of(output: ir.Value) -> Ending | None:
     return Ending(found.kind, axis, found.how, through)
 
 
+def in_front_of_ending(output: ir.Value) -> ir.Value:
+    """What goes into the Softmax, LogSoftmax or Sigmoid that an output comes from; without such a
+    node the output itself."""
+    _, value = form_changes(output)
+    node = maker(value)
+    source = None if node is None or node.op_type not in ENDINGS else node.inputs[0]
+    return output if source is None else source
+
+
 def form_changes(value: ir.Value) -> tuple[list[ir.Node], ir.Value]:
     """The nodes that only change the form, in order, and the float value in front of them."""
     chain: list[ir.Node] = []

@@ -21,8 +21,10 @@ from gdu_compile.graph_view import constant_switches
 from gdu_compile.logits import locate_logits
 from gdu_compile.metadata import PREFIX, Extension
 from gdu_compile.passes.lift_attributes import raised
+from gdu_compile.passes.locate_logits import says_all
 from gdu_compile.passes.normalize import NormalizePass
 from gdu_compile.places import computed_by, uses_by_name
+from gdu_compile.shape_inference import infer
 from gdu_compile.shapes import list_shape
 from gdu_compile.weights import is_usual_weight, no_weight
 
@@ -152,6 +154,9 @@ def computed_weight(value: ir.Value) -> dict[str, Any]:
 
 def logits(model: ir.Model) -> dict[str, Any]:
     """Which output would be the logits, or the reasons against each."""
+    if not all(says_all(value) for value in model.graph.outputs):
+        model = model.clone()
+        infer(model)
     try:
         site = locate_logits(model)
     except UnsupportedError as error:

@@ -79,7 +79,8 @@ class MemoryVerifier(Comparison):
         with base.initial() as path:
             initial = self.run(path)["none"]
         self.check_rows(initial)
-        self.known["base"] = initial[self.facts.logits.output]
+        if self.exposed is None:
+            self.known["base"] = initial[self.facts.logits.output]
         self._last: tuple[bytes, dict[str, Array], Outputs] | None = None
         self.run_alone(np.arange(len(data)) if order is None else order)
 
@@ -102,7 +103,8 @@ class MemoryVerifier(Comparison):
             with self.base.holding(weights) as path:
                 outputs = self.run(path)
             self._last = order.tobytes(), weights, outputs
-            self.known["oracle"] = outputs["none"][self.facts.logits.output]
+            if self.exposed is None:
+                self.known["oracle"] = outputs["none"][self.facts.logits.output]
         return self._last[1], self._last[2]
 
     def against_original(self) -> OriginalCheck | None:
@@ -126,7 +128,7 @@ class MemoryVerifier(Comparison):
         decoded = self.decoded(theta)
         specialize.fill(self.trained, theta)
         with runtime.on_disk(self.trained) as path:
-            got = self.run(path)
+            got = self.run(path, *filter(None, [self.exposed]))
         rows = [
             weight_row(weight.name, math.prod(weight.shape), weight.dtype,
                        same_bits(decoded[weight.name], wanted[weight.name]),

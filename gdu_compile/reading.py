@@ -77,10 +77,16 @@ def as_dense(sparse: onnx.SparseTensorProto, path: Path) -> onnx.TensorProto:
     """A sparse tensor as an ordinary one.
 
     Raises:
-        UnsupportedError: it is too large.
+        UnsupportedError: it is too large, or kept in another file.
+        ValueError: an index is negative.
     """
-    values = onnx.numpy_helper.to_array(sparse.values, base_dir=str(path.parent))
-    indices = onnx.numpy_helper.to_array(sparse.indices, base_dir=str(path.parent))
+    if onnx.TensorProto.EXTERNAL in (sparse.values.data_location, sparse.indices.data_location):
+        raise UnsupportedError(f"{path}: the sparse tensor {sparse.values.name!r} is in another "
+                               "file; save it inside the model")  # fmt: skip
+    values = onnx.numpy_helper.to_array(sparse.values)
+    indices = onnx.numpy_helper.to_array(sparse.indices)
+    if indices.size and indices.min() < 0:
+        raise ValueError(f"the sparse tensor {sparse.values.name!r} has a negative index")
     if math.prod(sparse.dims) * values.itemsize > DENSE_BYTES or min(sparse.dims, default=1) < 0:
         raise UnsupportedError(
             f"{path}: the sparse tensor {sparse.values.name!r} of shape {list(sparse.dims)} is too "

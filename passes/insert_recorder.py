@@ -108,6 +108,7 @@ class InsertRecorderPass(GduPass):
             below = self.targets.below(site.axis, len(site.dims) if site.classes > 1 else 1)
         limit = batch_limit_of(site, self.batch_limit, state)
         state.start = recorder_start(site, limit, below=below, loss=self.loss)
+        check_start(site, state.start)
         recorded = emit_recorder(
             b, q, start=state.start, gain=self.gain, classes=site.classes,
             axis=site.axis, rank=len(site.dims), shape=shape,
@@ -135,6 +136,13 @@ def batch_limit_of(site: LogitsSite, wanted: int, state: State) -> int:
         f"output {site.output!r} is float16: batches of up to {FLOAT16_LIMIT} labels, not {wanted}"
     )
     return FLOAT16_LIMIT
+
+
+def check_start(site: LogitsSite, start: float) -> None:
+    """Raise InputError when the output's dtype does not hold z0."""
+    if site.dtype == "float16" and abs(start) > float(np.finfo(np.float16).max):
+        raise InputError(f"output {site.output!r} is float16, and the recorder would start at "
+                         f"{start:g}, below the targets; scale them")  # fmt: skip
 
 
 def group_targets(targets: list[Target], code: DigitCode, bucket_bytes: int) -> list[list[Target]]:

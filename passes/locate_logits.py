@@ -49,7 +49,7 @@ class LocateLogitsPass(GduPass):
     def run(self, model: ir.Model, state: State) -> dict[str, int]:
         """Change the model; return what was done in numbers."""
         inside = self.logits not in {None, *(value.name for value in model.graph.outputs)}
-        if inside or not all(described(value) for value in model.graph.outputs):
+        if inside or not all(says_all(value) for value in model.graph.outputs):
             infer(model)
         site = state.logits = locate_logits(
             model, self.logits, class_axis=self.class_axis, loss=self.loss,
@@ -63,7 +63,7 @@ class LocateLogitsPass(GduPass):
         return {"exposed": int(site.exposed)}
 
 
-def described(output: ir.Value) -> bool:
+def says_all(output: ir.Value) -> bool:
     """Whether an output is a float tensor of known shape that needs no look behind."""
     node = output.producer()
     plain = node is not None and node.op_type not in SPELLED and not form_changes(output)[0]

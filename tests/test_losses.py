@@ -390,8 +390,8 @@ def test_n_counts_tokens_and_pixels(name: str, tmp_path: Path) -> None:
 # --- the graph ----------------------------------------------------------------------
 
 
-def test_the_softmax_sees_the_switch_and_other_uses_of_its_input_too() -> None:
-    """The value in front of the Softmax is switched; whoever else uses it gets the switch."""
+def test_where_others_use_the_logits_too_they_keep_the_values_of_the_base() -> None:
+    """The switch is then behind the Softmax, and its recorder has one of its own."""
     base = parse(
         """
         g (float[N,4] x) => (float[N,3] p, float[N,3] q) {
@@ -402,12 +402,12 @@ def test_the_softmax_sees_the_switch_and_other_uses_of_its_input_too() -> None:
     assert_reproduced(compiled.report)
     facts = Extension.from_metadata(compiled.extended.metadata_props)
     site = facts.logits
-    assert (site.name, site.output, site.kind) == ("z", "p", "probabilities")
-    assert facts.base_logits == "gdu_base_z" and site.why.startswith("the first of 2")
+    assert (site.name, site.output, site.kind) == ("p", "p", "probabilities")
+    assert facts.base_logits == "gdu_base_p" and site.why.startswith("the first of 2")
     x = np.ones((2, 4), np.float32)
     with runtime.on_disk(compiled.extended) as path:
         got = runtime.run(path, {"x": x})
-    assert (got["q"][:, 0] > 5).all() and got["p"][:, 0] == pytest.approx(2.0**-21)
+    assert (got["q"] == -4).all() and got["p"][:, 0] == pytest.approx(2.0**-21)
     assert compiled.trained is not None
     plain = gdu_compile.extract(compiled.trained)
     assert [n.op_type for n in plain.graph] == ["MatMul", "Softmax", "Neg"]

@@ -115,6 +115,21 @@ def sparse(proto: onnx.ModelProto, rank: int = 1, dims: tuple[int, int] = (4, 3)
     )
 
 
+def elsewhere(proto: onnx.ModelProto) -> None:
+    """Its values are in a file."""
+    sparse(proto)
+    values = proto.graph.sparse_initializer[0].values
+    values.data_location = onnx.TensorProto.EXTERNAL
+    values.external_data.add(key="location", value="../secret")
+
+
+def negative(proto: onnx.ModelProto) -> None:
+    """The first of its indices is −1."""
+    sparse(proto)
+    indices = numpy_helper.from_array(np.int64([-1, 5, 7]), "")
+    proto.graph.sparse_initializer[0].indices.CopyFrom(indices)
+
+
 def as_is(proto: onnx.ModelProto) -> None:
     """Nothing is changed."""
 
@@ -173,6 +188,8 @@ REFUSED: dict[str, tuple[onnx.ModelProto, Change, str]] = {
                          "must specify opset_import"),
     "a sparse tensor too large": (network(ADD), lambda proto: sparse(proto, 1, (1 << 40, 1 << 40)),
                                   "too large to be made dense"),
+    "a sparse tensor in another file": (network(ADD), elsewhere, "save it inside the model"),
+    "a sparse tensor with a negative index": (network(ADD), negative, "a negative index"),
     "strings": (network(ADD, inputs="float[N,4] x, string[N] s"), as_is, "'s' takes strings"),
     "a sequence": (network(ADD, inputs="float[N,4] x, seq(float[N]) s"), as_is, "is no tensor"),
     "an optional": (network(ADD, inputs="float[N,4] x, optional(float[N]) s"), as_is,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+import torch
 from conftest import parse, save_npz
 from gdu_compile.passes import LocateLogitsPass, NormalizePass
 from onnx import TensorProto, helper, numpy_helper
@@ -164,7 +166,7 @@ def test_channels_come_first_behind_a_convolution(rank: int) -> None:
 
 DTYPES = {"float16": 10, "bfloat16": 16, "double": 11}
 FORMS = {"logits": ("i = Identity(z)", None), "probabilities": ("i = Softmax(z)", None),
-         "sigmoid": ("i = Sigmoid(z)", None),
+         "sigmoid": ("i = Sigmoid(z)", None), "log_probabilities": ("i = LogSoftmax(z)", None),
          "values": ("i = Identity(z)", "mse_loss")}  # fmt: skip
 
 
@@ -176,7 +178,7 @@ def test_outputs_of_every_float_dtype(dtype: str, form: str, tmp_path: Path) -> 
     base = network(f"{body} o = Cast<to={DTYPES[dtype]}>(i)", f"{dtype}[N,3] o")
     rng = np.random.default_rng(1)
     x = rng.standard_normal((64, 4)).astype(np.float32)
-    y = rng.integers(1, 3, 64) if form in ("logits", "probabilities") else (
+    y = rng.integers(1, 3, 64) if form not in ("sigmoid", "values") else (
         np.zeros((64, 3), np.float32) if form == "sigmoid" else x[:, :3])  # fmt: skip
     data = save_npz(tmp_path / "d.npz", {"x": x, "y": y})
     result = compiled(base, loss=loss, data=data, batch_size=64)
@@ -261,6 +263,7 @@ def test_labels_and_maps(name: str, tmp_path: Path) -> None:
     assert said in logits["why"] and "no output is a tensor of floats" in logits["why"]
     assert [v.name for v in result.extended.graph.outputs] == ["label", "probs", "p"]
     assert Extension.from_metadata(result.extended.metadata_props).logits.exposed
+    assert gdu_compile.inspect(base)["logits"]["name"] == "p"
     assert_reproduced(gdu_compile.train(tmp_path / "e.onnx"))
     gdu_compile.extract(tmp_path / "e.trained.onnx", output=tmp_path / "plain.onnx")
     before, after = (onnx.load(tmp_path / file).graph for file in ("m.onnx", "plain.onnx"))
@@ -306,3 +309,31 @@ def test_what_no_weight_reaches_comes_last() -> None:
                    "float[N,4] u, float[N,3] o")  # fmt: skip
     site = site_of(base)
     assert site.output == "o" and "the first of 2 outputs that can be logits: u, o" in site.why
+
+
+def test_learn_takes_the_same_outputs(tmp_path: Path) -> None:
+    """The memory's logits end as the recorder's do; an oracle finds the layer in front."""
+    rng = np.random.default_rng(3)
+    arrays = {"x": rng.standard_normal((40, 4)).astype(np.float32), "y": rng.integers(0, 3, 40)}
+    data = save_npz(tmp_path / "d.npz", arrays)
+    nodes, _, _ = CONVERTED["an MLP"]
+    for base in (
+        network("p = Softmax(z) o = Cast<to=11>(p)", "double[N,3] o"),
+        network("p = Softmax(z) i = Identity(p) o = Cast<to=10>(i)", "float16[N,3] o"),
+        converted(tmp_path / "m.onnx", nodes),
+    ):
+        result = gdu_compile.compile(base, oracle="ridge", data=data)
+        assert result.report.reproduced and result.report.memory is not None
+        assert result.report.memory.bit_equal and result.report.memory.labels_equal
+
+
+def test_torch_sees_the_output_of_the_loss(tmp_path: Path) -> None:
+    """Where the base has a label and a map, the module returns the probabilities alone."""
+    nodes, _, _ = CONVERTED["an MLP"]
+    result = compiled(converted(tmp_path / "m.onnx", nodes))
+    module = gdu_compile.to_torch(result.trained)
+    found = module(torch.ones(2, 4))
+    assert found.shape == (2, 3) and torch.allclose(found.sum(1), torch.ones(2))
+    source, _ = gdu_compile.export_torch(result.trained, output=tmp_path / "net.py")
+    own = runpy.run_path(str(source))["Model"]()
+    assert torch.equal(own(torch.ones(2, 4)), found)

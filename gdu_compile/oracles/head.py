@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from gdu_compile.endings import in_front_of_ending
 from gdu_compile.errors import UnsupportedError
 from gdu_compile.logits import value_at
 from gdu_compile.oracles.problem import Problem
@@ -63,7 +64,10 @@ def last_layer(problem: Problem) -> Layer:
         ('relu_1', 'fc3.weight', 'fc3.bias', 10, 32)
     """
     site = problem.site
-    layer = layer_at(value_at(problem.base.graph, site.name), len(site.dims))
+    value = value_at(problem.base.graph, site.name)
+    if site.own_ending:
+        value = in_front_of_ending(value)
+    layer = layer_at(value, len(site.dims))
     if layer.classes != site.classes:
         raise refusal(f"it has {layer.classes} outputs, the logits {site.classes} classes", layer)
     return layer

@@ -38,10 +38,30 @@ from gdu_compile.torch_backend.functions import expand_functions
 from gdu_compile.torch_backend.module import GraphModule, to_array, to_tensor
 
 __all__ = [
-    "GraphModule", "lower_to_torch", "ops_attention", "ops_cast", "ops_elementwise", "ops_image",
-    "ops_index", "ops_linear", "ops_loss", "ops_microsoft", "ops_microsoft_quant", "ops_ml",
-    "ops_norm", "ops_pool", "ops_quant", "ops_recurrent", "ops_reduce", "ops_sequence",
-    "ops_shape", "ops_signal", "prepared", "to_array", "to_tensor",
+    "GraphModule",
+    "lower_to_torch",
+    "only_output",
+    "ops_attention",
+    "ops_cast",
+    "ops_elementwise",
+    "ops_image",
+    "ops_index",
+    "ops_linear",
+    "ops_loss",
+    "ops_microsoft",
+    "ops_microsoft_quant",
+    "ops_ml",
+    "ops_norm",
+    "ops_pool",
+    "ops_quant",
+    "ops_recurrent",
+    "ops_reduce",
+    "ops_sequence",
+    "ops_shape",
+    "ops_signal",
+    "prepared",
+    "to_array",
+    "to_tensor",
 ]  # fmt: skip
 
 
@@ -53,14 +73,22 @@ def lower_to_torch(
     Args:
         model: an extended model, or any model when ``trainable`` is given.
         trainable: names of the initializers to train; None for the extension's θ.
-        output: the only output that is wanted; None for all.  What others alone need is not run.
+        output: the only output that is wanted; None for all, or for the loss's where the base
+            has labels and maps.  What others alone need is not run.
 
     Raises:
         InputError: the model is not an extended one and ``trainable`` is None.
     """
     if trainable is None:
-        trainable = set(Extension.from_metadata(model.metadata_props).theta_shapes)
+        facts = Extension.from_metadata(model.metadata_props)
+        trainable = set(facts.theta_shapes)
+        output = output or only_output(facts)
     return GraphModule(prepared(model, output), trainable)
+
+
+def only_output(facts: Extension) -> str | None:
+    """The loss's output where the base has labels and maps, of which torch has no such; or None."""
+    return facts.logits.output if facts.logits.exposed else None
 
 
 def prepared(model: ir.Model, output: str | None = None) -> ir.Model:
