@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import networkx as nx
@@ -14,7 +14,7 @@ from gdu_compile.calls import by_calls
 from gdu_compile.contracts import DimSource, LogitsSite
 from gdu_compile.endings import ENDINGS, FLOATS, Ending, ending_of, is_float, maker
 from gdu_compile.errors import InputError, UnsupportedError
-from gdu_compile.graph_view import to_networkx
+from gdu_compile.graph_view import Vertex, to_networkx
 from gdu_compile.losses import COLUMN_LOSSES, VALUE_LOSSES, LossSpec
 from gdu_compile.shapes import list_shape
 
@@ -105,7 +105,8 @@ def locate_logits(
             "no output of the model can be logits",
             [f"output {name!r} {reason}" for name, reason in found.items()],
         )
-    chosen = min(fitting, key=lambda each: rank_of(graph, each))
+    reached: Collection[object] = reached_by_weights(graph) if len(fitting) > 1 else ()
+    chosen = min(fitting, key=lambda each: rank_of(each, reached))
     inputs = [value for value in graph.inputs if value.name not in graph.initializers]
     assert chosen.output.dtype is not None
     crossed = by_calls(inputs, chosen.output)
@@ -146,17 +147,21 @@ def wanted_values(graph: ir.Graph, wanted: str | None) -> list[ir.Value]:
     return named[:1]
 
 
-def rank_of(graph: ir.Graph, each: Candidate) -> tuple[bool, bool]:
+def rank_of(each: Candidate, reached: Collection[object]) -> tuple[bool, bool]:
     """How far behind others a candidate stands: one number per sample may be anything, several
     are rather what a classifier says; and what no weight reaches is nobody's answer."""
-    return each.kind == "values", not depends_on_weights(graph, each.value)
+    return each.kind == "values", each.value.name not in reached
 
 
-def depends_on_weights(graph: ir.Graph, value: ir.Value) -> bool:
-    """Whether a float initializer reaches the value."""
+def reached_by_weights(graph: ir.Graph) -> set[str | int]:
+    """Names of the values that depend on a float initializer."""
     view = to_networkx(graph)
-    floats = {("value", name) for name, v in graph.initializers.items() if v.dtype in FLOATS}
-    return bool(floats & nx.ancestors(view, ("value", value.name)))
+    source: Vertex = ("weights", 0)  # one search from all of them at once
+    view.add_node(source)
+    for name, value in graph.initializers.items():
+        if value.dtype in FLOATS:
+            view.add_edge(source, ("value", name))
+    return {name for kind, name in nx.descendants(view, source) if kind == "value"}
 
 
 def candidate(
@@ -191,9 +196,10 @@ def candidate(
 
 
 def depends_on_nodes(output: ir.Value) -> bool:
-    """Whether something is computed in front of the node that makes an output."""
-    node = output.producer()
-    return node is not None and any(v is not None and v.producer() for v in node.inputs)
+    """Whether something is computed in front of the node that makes an output; a classifier of
+    ai.onnx.ml has its weights in itself."""
+    known = maker(output)
+    return known is None or any(v is not None and v.producer() for v in known.inputs)
 
 
 def refusal(value: ir.Value, class_axis: int | None) -> str | None:
@@ -291,7 +297,7 @@ def scores_behind(
                 continue
             seen.add(value)
             each = candidate(value, output, class_axis, loss, integers)
-            if isinstance(each, Candidate) and depends_on_weights(graph, value):
+            if isinstance(each, Candidate):
                 found.append(each)
     return sorted(found, key=lambda each: (each.kind in ("values", "logits"), each.kind))
 

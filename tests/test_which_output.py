@@ -214,8 +214,14 @@ def test_others_keep_the_values_of_the_base(tmp_path: Path) -> None:
 
 # --- labels and maps ----------------------------------------------------------------
 
-ZIPMAP = helper.make_node("ZipMap", ["p"], ["probs"], domain="ai.onnx.ml",
-                          classlabels_int64s=[5, 6, 7])  # fmt: skip
+
+def zipmap_of(name: str) -> onnx.NodeProto:
+    """A ZipMap of the three labels."""
+    return helper.make_node("ZipMap", [name], ["probs"], domain="ai.onnx.ml",
+                            classlabels_int64s=[5, 6, 7])  # fmt: skip
+
+
+ZIPMAP = zipmap_of("p")
 HEAD = [helper.make_node("MatMul", ["x", "W"], ["z"])]
 LABEL = [
     helper.make_node("ArgMax", ["p"], ["i"], axis=1, keepdims=0),
@@ -231,6 +237,8 @@ NORMALIZER = helper.make_node("Normalizer", ["s"], ["p"], domain="ai.onnx.ml", n
 CONVERTED = {
     "an MLP": ([*HEAD, helper.make_node("Softmax", ["z"], ["p"]), *LABEL, ZIPMAP],
                "probabilities", "Softmax"),
+    "a linear classifier without a Normalizer": (
+        [*HEAD, LINEAR, zipmap_of("s")], "sigmoid", "LinearClassifier (LOGISTIC)"),
     "a linear classifier": ([*HEAD, LINEAR, NORMALIZER, ZIPMAP], "probabilities", "Normalizer"),
 }  # fmt: skip
 
@@ -259,11 +267,11 @@ def test_labels_and_maps(name: str, tmp_path: Path) -> None:
     base = converted(tmp_path / "m.onnx", nodes)
     result = compiled(base, output=tmp_path / "e.onnx")
     logits = result.report.logits
-    assert logits is not None and (logits["name"], logits["kind"]) == ("p", kind)
+    assert logits is not None and logits["kind"] == kind
     assert said in logits["why"] and "no output is a tensor of floats" in logits["why"]
-    assert [v.name for v in result.extended.graph.outputs] == ["label", "probs", "p"]
+    assert [v.name for v in result.extended.graph.outputs] == ["label", "probs", logits["name"]]
     assert Extension.from_metadata(result.extended.metadata_props).logits.exposed
-    assert gdu_compile.inspect(base)["logits"]["name"] == "p"
+    assert gdu_compile.inspect(base)["logits"]["name"] == logits["name"]
     assert_reproduced(gdu_compile.train(tmp_path / "e.onnx"))
     gdu_compile.extract(tmp_path / "e.trained.onnx", output=tmp_path / "plain.onnx")
     before, after = (onnx.load(tmp_path / file).graph for file in ("m.onnx", "plain.onnx"))
