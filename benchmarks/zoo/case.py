@@ -18,10 +18,13 @@ class Given:
     Attributes:
         path: the file.
         inputs: model input → array, for one call; None to draw them.
+        oracle: another export of the same network, with other weights; None to make it from
+            the file.
     """
 
     path: Path
     inputs: Inputs | None = None
+    oracle: Path | None = None
 
 
 @dataclass(frozen=True)

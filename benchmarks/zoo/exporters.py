@@ -64,6 +64,21 @@ def export(
     return Given(path, {name: tensor.numpy() for name, tensor in arguments.items()})
 
 
+def export_twice(
+    module: nn.Module, arguments: dict[str, Tensor], folder: Path, exporter: str, outputs: int = 1
+) -> Given:
+    """A network, and the oracle as people have it: other weights of the module, exported anew."""
+    base = export(module, arguments, folder, exporter, outputs)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            noise = torch.rand_like(parameter) / 64
+            parameter.mul_(1 + noise).add_(noise / 8)
+    second = folder / "second"
+    second.mkdir()
+    oracle = export(module, arguments, second, exporter, outputs)
+    return Given(base.path, base.inputs, oracle.path)
+
+
 def takes_any_number(module: nn.Module) -> bool:
     """Whether the inputs are one parameter, ``*inputs``."""
     parameters = inspect.signature(module.forward).parameters.values()

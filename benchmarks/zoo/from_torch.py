@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.zoo.case import Case, Given
-from benchmarks.zoo.exporters import EXPORTERS, Apply, export, seeded
+from benchmarks.zoo.exporters import EXPORTERS, Apply, export, export_twice, seeded
 
 WIDTH, CLASSES, TOKENS, VOCABULARY = 8, 5, 6, 11
 ONLY_DYNAMO = {"Transformer"}
@@ -22,6 +22,9 @@ OPSETS = {
     "MultiheadAttention": (14,), "tied": (14,),
 }  # fmt: skip
 """Older ones, by the older exporter."""
+TWICE = ("mlp", "residual", "LSTM", "text", "tied")
+"""Exported a second time with other weights: what is equal, and merged, in one file is not in the
+other."""
 NEWEST = 23
 """The newest that the newer exporter writes."""
 QUICK = {"mlp, torchscript", "cnn, torchscript", "LSTM, torchscript", "tagger of GRU, torchscript",
@@ -239,6 +242,10 @@ def cases() -> Iterator[Case]:
             yield Case(called, f"torch.nn, {exporter}", partial(given, name, exporter),
                        called in QUICK)  # fmt: skip
     yield from versions()
+    for name in TWICE:
+        for exporter in EXPORTERS:
+            yield Case(f"{name}, {exporter}, twice", f"torch.nn, {exporter}",
+                       partial(given_twice, name, exporter))  # fmt: skip
 
 
 def versions() -> Iterator[Case]:
@@ -250,6 +257,12 @@ def versions() -> Iterator[Case]:
     for name in ("mlp", "cnn", "LSTM", "text"):
         yield Case(f"{name}, opset {NEWEST}", "torch.nn, dynamo",
                    partial(given, name, "dynamo", opset=NEWEST))  # fmt: skip
+
+
+def given_twice(name: str, exporter: str, folder: Path) -> Given:
+    """A network on disk, and other weights for it, exported by themselves."""
+    make, inputs, outputs = NETWORKS[name]
+    return export_twice(seeded(make), inputs(), folder, exporter, outputs)
 
 
 def given(name: str, exporter: str, folder: Path, opset: int | None = None) -> Given:

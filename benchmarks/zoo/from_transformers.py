@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.zoo.case import Case, Given
-from benchmarks.zoo.exporters import EXPORTERS, export, seeded
+from benchmarks.zoo.exporters import EXPORTERS, export, export_twice, seeded
 
 WIDTH, LAYERS, HEADS, INNER, VOCABULARY, TOKENS, CLASSES = 16, 2, 2, 32, 50, 7, 4
 TEXT = {
@@ -128,6 +128,9 @@ NETWORKS: dict[str, tuple[str, dict[str, Any], Inputs, list[str]]] = {
          "num_conv_pos_embedding_groups": 2, "vocab_size": 12},
         lambda: {"input_values": torch.randn(2, 400)}, LOGITS),
 }  # fmt: skip
+TWICE = ("BertForSequenceClassification", "GPT2LMHeadModel", "LlamaForCausalLM",
+         "ViTForImageClassification", "T5ForConditionalGeneration")  # fmt: skip
+"""Exported a second time with other weights."""
 
 
 def cases() -> Iterator[Case]:
@@ -136,10 +139,14 @@ def cases() -> Iterator[Case]:
         for exporter in EXPORTERS:
             yield Case(f"{name}, {exporter}", f"transformers, {exporter}",
                        partial(given, name, exporter))  # fmt: skip
+    for name in TWICE:
+        for exporter in EXPORTERS:
+            yield Case(f"{name}, {exporter}, twice", f"transformers, {exporter}",
+                       partial(given, name, exporter, twice=True))  # fmt: skip
 
 
-def given(name: str, exporter: str, folder: Path) -> Given:
-    """A network on disk."""
+def given(name: str, exporter: str, folder: Path, twice: bool = False) -> Given:
+    """A network on disk; with ``twice`` other weights for it, too, exported by themselves."""
     import transformers
 
     transformers.logging.set_verbosity_error()
@@ -150,4 +157,5 @@ def given(name: str, exporter: str, folder: Path) -> Given:
     module = seeded(lambda: getattr(transformers, name)(config))
     tensors = inputs()
     whole = Outputs(module, list(tensors), wanted)
-    return export(whole, tensors, folder, exporter, len(wanted))
+    maker = export_twice if twice else export
+    return maker(whole, tensors, folder, exporter, len(wanted))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from onnx.numpy_helper import to_array
 
 import gdu_compile
 from benchmarks.zoo.case import Case, Inputs
-from benchmarks.zoo.perturbation import perturb
+from benchmarks.zoo.perturbation import FLOATS, perturb
 from gdu_compile import runtime
 from gdu_compile.bits import same_bits
 from gdu_compile.errors import GduError, InputError
@@ -81,17 +82,20 @@ def follow(case: Case, folder: Path, result: Result) -> None:
     result.opset, result.ir_version = versions.get("", 0), model.ir_version
     inputs = drawn(model) if given.inputs is None else given.inputs
     before = reference(given.path, inputs)
-    oracle = folder / "oracle.onnx"
-    done = perturb(model)
-    result.parameters = done.elements
-    if not done.elements:
-        raise Finished(NO_WEIGHTS, "")
-    onnx.save(model, oracle)
+    if given.oracle is None:
+        result.parameters = perturb(model).elements
+        if not result.parameters:
+            raise Finished(NO_WEIGHTS, "")
+        oracle = folder / "oracle.onnx"
+        onnx.save(model, oracle)
+    else:
+        oracle, model = given.oracle, onnx.load(given.oracle)
+        result.parameters = numbers_in(model)
     expected = outputs_of(oracle, inputs)
     if same(before, expected):
         raise Finished(WRONG, "the zoo's own control: other weights, same outputs")
     report, plain = compiled(given.path, oracle, folder)
-    if (reason := complaint(report, done.elements)) or (reason := different(plain, model)):
+    if (reason := complaint(report, result.parameters)) or (reason := different(plain, model)):
         raise Finished(WRONG, reason)
     got = outputs_of(plain, inputs)
     levels = [level for level in expected if not same(got[level], expected[level])]
@@ -100,6 +104,14 @@ def follow(case: Case, folder: Path, result: Result) -> None:
     if levels:
         raise Finished(WRONG, f"the extracted file answers otherwise, optimisations: {levels}")
     raise Finished(REPRODUCED, unmeasured(report))
+
+
+def numbers_in(model: onnx.ModelProto) -> int:
+    """How many floats the initializers hold."""
+    return sum(
+        math.prod(tensor.dims) for tensor in model.graph.initializer
+        if tensor.data_type in FLOATS
+    )  # fmt: skip
 
 
 def reference(path: Path, inputs: Inputs) -> Outputs:
