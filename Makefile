@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo lint types test test-slow test-zoo bench models clean
+.PHONY: install demo lint types test test-slow test-zoo fuzz bench models clean
 
 install: .venv/installed
 
@@ -23,9 +23,10 @@ lint: install
 types: install
 	rm -rf build/types && mkdir -p build/types/gdu_compile
 	ln -s "$(CURDIR)"/gdu_compile/* "$(CURDIR)/passes" build/types/gdu_compile/
-	ln -s "$(CURDIR)/benchmarks" "$(CURDIR)/examples" "$(CURDIR)/models" build/types/
+	ln -s "$(CURDIR)/benchmarks" "$(CURDIR)/examples" "$(CURDIR)/models" "$(CURDIR)/fuzz" \
+	    build/types/
 	cd build/types && "$(CURDIR)/$(BIN)/mypy" --config-file "$(CURDIR)/pyproject.toml" \
-	    --explicit-package-bases gdu_compile benchmarks examples/*/*.py models/build.py
+	    --explicit-package-bases gdu_compile benchmarks fuzz examples/*/*.py models/build.py
 
 test: lint types
 	$(BIN)/pytest -n 2 -q -m 'not slow and not zoo'
@@ -37,6 +38,9 @@ test-slow: install
 test-zoo: install
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,zoo]'
 	$(BIN)/pytest -v --durations=10 tests/test_zoo.py
+
+fuzz: install
+	$(BIN)/python -m fuzz --seconds 300
 
 bench: install
 	$(BIN)/python -m benchmarks.record

@@ -53,8 +53,7 @@ def load(oracle: AlgorithmLike, problem: Problem) -> ir.Model:
         model = model_io.load(oracle)
     else:
         model = oracles.build(str(oracle), problem)
-    if model.functions:
-        common.InlinePass()(model)
+    model_io.inline(model)
     common.RemoveInitializersFromInputsPass()(model)
     return model
 

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-from rich.markup import escape
 
 import gdu_compile
 from gdu_compile import model_io, oracles, passes, tables
 from gdu_compile import options as option_classes
 from gdu_compile.errors import GduError, InputError
+from gdu_compile.printable import LINES, printable
 from gdu_compile.report import SCHEMA, Report
 from gdu_compile.version import __version__
 
@@ -238,15 +238,24 @@ def oracles_command(as_json: bool, verbose: bool, quiet: bool) -> int:
         return 0
     table = tables.new_table("oracle", "what it does", "source", "cost")
     for row in rows:
-        table.add_row(escape(f"{row.name}({row.arguments})"), row.line, row.source, row.cost)
+        table.add_row(tables.escape(f"{row.name}({row.arguments})"), row.line, row.source, row.cost)
     tables.console().print(table)
     return 0
+
+
+class OneLine(logging.Formatter):
+    """Log records of libraries and ours, which may quote a hostile file."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record on one line of bounded length."""
+        return printable(super().format(record))
 
 
 def configure(verbose: bool, quiet: bool) -> None:
     """Logging to standard error."""
     level = logging.INFO if verbose else logging.ERROR if quiet else logging.WARNING
-    logging.basicConfig(level=level, stream=sys.stderr, format="%(name)s: %(message)s", force=True)
+    logging.basicConfig(level=level, stream=sys.stderr, force=True)
+    logging.getLogger().handlers[0].setFormatter(OneLine("%(name)s: %(message)s"))
 
 
 def show(report: Report, as_json: bool, quiet: bool, plan: bool = False) -> int:
@@ -286,7 +295,10 @@ def fail(kind: str, message: str, problems: tuple[str, ...], as_json: bool) -> N
         error = {"kind": kind, "message": message, "problems": list(problems)}
         print_json({"schema": SCHEMA, "error": error})
     else:
-        click.echo("\n  - ".join((f"error: {message}", *problems)), err=True)
+        more = len(problems) - LINES
+        shown = (*problems[:LINES], *([f"and {more} more"] if more > 0 else []))
+        lines = [printable(line) for line in (f"error: {message}", *shown)]
+        click.echo("\n  - ".join(lines), err=True)
 
 
 def main(arguments: list[str] | None = None) -> typing.NoReturn:

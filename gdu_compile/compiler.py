@@ -121,8 +121,8 @@ def compile(
     verifier = verifier_for(extended, source, prepared, source.name, state_of(extended).alone)
     theta = run_training(extended, prepared, report).theta
     trained = specialize.filled(extended, theta)
+    confirm(report, verifier, theta, retrain=prepared)  # may refuse: then nothing is written
     write(report, source, extended, trained, chosen)
-    confirm(report, verifier, theta, retrain=prepared)
     return Compiled(report, extended, trained, theta)
 
 

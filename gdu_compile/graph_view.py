@@ -34,7 +34,9 @@ def nested(node: ir.Node) -> Iterator[ir.Node]:
 
 def called(node: ir.Node) -> str:
     """The node in a message: its name, or the name of what it makes when it has none."""
-    return repr(node.name) if node.name else f"of {node.outputs[0].name!r}"
+    if node.name or not node.outputs:
+        return repr(node.name or node.op_type)
+    return f"of {node.outputs[0].name!r}"
 
 
 def to_networkx(graph: ir.Graph) -> nx.DiGraph:

@@ -164,6 +164,9 @@ class LossSpec:
         import torch
 
         wanted = list(output.shape)
+        if len(wanted) == len(site.dims) and wanted[site.axis] != site.classes:
+            raise InputError(f"the output {site.output!r} is declared with {site.classes} columns "
+                             f"on axis {site.axis}, but is {wanted}; export it again")  # fmt: skip
         if self.takes_classes:
             del wanted[site.axis]
         if list(target.shape) != wanted:

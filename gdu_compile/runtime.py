@@ -31,6 +31,8 @@ LEVELS = {
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
 BFLOAT16 = "tensor(bfloat16)"
+# Its errors come as exceptions; what else it writes goes past us, in colours, to the terminal.
+ort.set_default_logger_severity(4)
 CHUNK = 1024
 """Samples per call where the batch is dynamic, so that memory does not grow with the data."""
 

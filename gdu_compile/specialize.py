@@ -20,6 +20,7 @@ from gdu_compile.errors import InputError, UnsupportedError
 from gdu_compile.graph_view import branches, nested
 from gdu_compile.metadata import Extension
 from gdu_compile.number_formats import numpy_dtype
+from gdu_compile.passes.check import theta_problems
 from gdu_compile.passes.fill_theta import FillThetaPass
 from gdu_compile.passes.normalize import NormalizePass
 from gdu_compile.passes.remove_extension import RemoveExtensionPass
@@ -183,8 +184,15 @@ def is_armed(trained: ir.Model) -> bool:
 
 
 def theta_in(extended: ir.Model) -> dict[str, Array]:
-    """θ as the model holds it."""
+    """θ as the model holds it.
+
+    Raises:
+        InputError: a θ is not there, or not what the metadata says.
+    """
     facts = Extension.from_metadata(extended.metadata_props)
+    wanted = [(name, list(shape), facts.theta_dtype) for name, shape in facts.theta_shapes.items()]
+    if problems := [problem for row in wanted for problem in theta_problems(extended, *row)]:
+        raise InputError("the extension is not what its metadata says; was it changed?", problems)
     tensors = {name: extended.graph.initializers[name].const_value for name in facts.theta_shapes}
     return {name: tensor.numpy() for name, tensor in tensors.items() if tensor is not None}
 

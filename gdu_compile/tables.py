@@ -5,17 +5,22 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from rich import box
+from rich import box, markup
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from gdu_compile.printable import printable
 from gdu_compile.report import WRONG_SLOTS, ForwardCheck, MemoryCheck, OriginalCheck, Report
 
 
 def console() -> Console:
     """Standard output; what is piped into a file is not folded at 80 columns."""
     return Console(width=None if sys.stdout.isatty() else 120, soft_wrap=False, highlight=False)
+
+
+def escape(text: str) -> str:
+    """Text from a file: neither markup nor control characters."""
+    return markup.escape(printable(text))
 
 
 def say(console: Console, line: str) -> None:
@@ -197,7 +202,7 @@ def print_inspection(facts: dict[str, Any], console: Console) -> None:
             line = f"{kind[:-1]:<8}{value['name']} {value['dtype']} {value['shape']}"
             say(console, escape(line))
     operators = ", ".join(f"{count} {name}" for name, count in facts["operators"].items())
-    say(console, f"nodes   {operators}")
+    say(console, escape(f"nodes   {operators}"))
     table = new_table("initializer", "dtype", "shape", ">elements", ">uses")
     for row in facts["weights"]:
         table.add_row(escape(row["name"]), row["dtype"], escape(str(row["shape"])),
@@ -214,8 +219,10 @@ def print_inspection(facts: dict[str, Any], console: Console) -> None:
     state = "armed (trained)" if extension["armed"] else "not armed (untrained)"
     say(
         console,
-        f"extension  {extension['method']}, {extension['digits']}, gain {extension['gain']:.4g}, "
-        f"by gdu-compile {extension['version']}; {state}",
+        escape(
+            f"extension  {extension['method']}, {extension['digits']}, gain "
+            f"{extension['gain']:.4g}, by gdu-compile {extension['version']}; {state}"
+        ),
     )
     for bucket in extension["buckets"]:
         say(console, escape(f"θ  {bucket['theta']} {bucket['shape']}: "

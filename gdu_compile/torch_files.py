@@ -8,6 +8,7 @@ imported only when such a file is given.
 from __future__ import annotations
 
 import pickle
+import pickletools
 import re
 import warnings
 import zipfile
@@ -71,6 +72,8 @@ def load(path: Path) -> object:
         zipped = file.read(4) == b"PK\x03\x04"  # what torch.load looks at
     if zipped:
         check_members(path)
+    else:
+        check_legacy(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on pickle protocols and deprecated storages
@@ -84,6 +87,24 @@ def load(path: Path) -> object:
             f"{path}: {what}; to unpickle it could run code, so it is not done; where you trust "
             "it, load it and save its state_dict as .safetensors (safetensors.torch.save_file)"
         ) from error
+
+
+def check_legacy(path: Path) -> None:
+    """Raise InputError unless the file begins as torch.save began before version 1.6: two numbers.
+
+    torch quotes what it finds there instead, which may be 2ⁿ long; it would unpack a tar file.
+    """
+    with path.open("rb") as file:
+        try:
+            found = [op.name for _ in range(2) for op, _, _ in pickletools.genops(file)]
+        except Exception as error:  # whatever the bytes are
+            found = [type(error).__name__]
+    if set(found) - NUMBERS:
+        raise InputError(f"{path}: is no file of torch.save; save module.state_dict() with it")
+
+
+NUMBERS = {"PROTO", "FRAME", "LONG1", "LONG", "INT", "BININT", "BININT1", "BININT2", "MEMOIZE",
+           "STOP"}  # fmt: skip
 
 
 def check_members(path: Path) -> None:

@@ -52,10 +52,10 @@ def train(extended: ModelLike, **options: Any) -> Report:
     shown = replace(prepared, order=None) if specialize.is_armed(model) else prepared
     verifier = verifier_for(model, Rebuilt(model), shown, report.model)
     theta = run_training(model, prepared, report).theta
+    confirm(report, verifier, theta, retrain=prepared)  # may refuse: then nothing is written
     if chosen.output is not None:
         model_io.save(specialize.filled(model, theta), chosen.output, force=chosen.force)
         report.files["trained"] = str(chosen.output)
-    confirm(report, verifier, theta, retrain=prepared)
     return report
 
 

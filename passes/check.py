@@ -15,7 +15,7 @@ from gdu_compile.passes._base import GduPass
 
 from gdu_compile.contracts import PASS_KEY, Bucket, LogitsSite, Memory, Slot, State, Weight
 from gdu_compile.errors import ContractError
-from gdu_compile.graph_view import constant_switches
+from gdu_compile.graph_view import called, constant_switches, nested
 from gdu_compile.metadata import Extension
 from gdu_compile.weights import dtype_name
 
@@ -27,6 +27,7 @@ class CheckExtensionPass(GduPass):
         """Change the model; return what was done in numbers."""
         facts = Extension.from_metadata(model.metadata_props)
         problems = switch_problems(model, facts) + site_problems(model.graph, facts.logits)
+        problems += stranger_problems(model.graph, facts)
         for name, shape in facts.theta_shapes.items():
             problems += theta_problems(model, name, list(shape), facts.theta_dtype)
         for weight in facts.weights:
@@ -64,6 +65,22 @@ def switch_problems(model: ir.Model, facts: Extension) -> list[str]:
     if len(constant_switches(model.graph)) < 2:
         problems.append("the two switches do not hang on θ alone")
     return problems
+
+
+def stranger_problems(graph: ir.Graph, facts: Extension) -> list[str]:
+    """Nodes of the base use of the extension nothing but its switches."""
+    switched = {facts.logits.name, *(weight.name for weight in facts.weights)}
+    ours = set(facts.theta_shapes) | {slot.signal for _, slot in facts.slots()}
+    ours |= {
+        str(value.name) for node in graph if PASS_KEY in node.metadata_props
+        for value in node.outputs if value.name not in switched
+    }  # fmt: skip
+    return [
+        f"node {called(inner)} of the base uses {used.name!r} of the extension"
+        for node in graph if PASS_KEY not in node.metadata_props
+        for inner in nested(node) for used in inner.inputs
+        if used is not None and used.name in ours
+    ]  # fmt: skip
 
 
 def site_problems(graph: ir.Graph, site: LogitsSite) -> list[str]:

@@ -22,6 +22,7 @@ from gdu_compile.contracts import State, graph_problems
 from gdu_compile.errors import InputError, UnsupportedError
 from gdu_compile.graph_view import called as name_of
 from gdu_compile.metadata import PREFIX
+from gdu_compile.model_io import inline
 from gdu_compile.names import make_unique
 
 RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike",
@@ -42,8 +43,7 @@ class NormalizePass(GduPass):
                              "or fold the extension away with: gdu-compile extract")  # fmt: skip
         state.source = header_hash(model)
         functions = len(model.functions)
-        if functions:
-            common.InlinePass()(model)
+        inline(model)
         refuse_random(model)
         make_unique(model)
         if graph_problems(model):
