@@ -10,7 +10,7 @@ import networkx as nx
 import onnx_ir as ir
 
 from gdu_compile.errors import InputError
-from gdu_compile.graph_view import called
+from gdu_compile.graph_view import branches, called
 
 
 def check(model: ir.Model, path: Path) -> None:
@@ -19,7 +19,9 @@ def check(model: ir.Model, path: Path) -> None:
     To be called before anything else looks at the model.
     """
     check_text(model, path)
+    check_types(model, path)
     check_tensors(model, path)
+    check_bodies(model, path)
     check_functions(model, path)
 
 
@@ -48,6 +50,37 @@ def texts(model: ir.Model) -> Iterator[object]:
 
 TEXTS = ("name", "doc_string", "op_type", "domain", "overload", "producer_name",
          "producer_version", "ref_attr_name")  # fmt: skip
+
+
+def check_types(model: ir.Model, path: Path) -> None:
+    """Raise InputError for inputs of dtype UNDEFINED; negative sizes are taken as unknown ones."""
+    problems = [
+        f"input {value.name!r} is declared without a dtype" for value in model.graph.inputs
+        if isinstance(value.type, ir.TensorType) and value.dtype == ir.DataType.UNDEFINED
+    ]  # fmt: skip
+    if problems:
+        raise InputError(f"{path}: is no valid ONNX model; export it again", problems)
+    for graph in all_graphs(model):
+        made = [value for node in graph for value in node.outputs]
+        for value in [*graph.inputs, *made]:
+            sizes = list(value.shape or ())
+            if any(isinstance(size, int) and size < 0 for size in sizes):
+                known = [None if isinstance(size, int) and size < 0 else size for size in sizes]
+                value.shape = ir.Shape(known)
+
+
+def check_bodies(model: ir.Model, path: Path) -> None:
+    """Raise InputError where a branch or body has other numbers of values than its node."""
+    problems = []
+    for node in (node for graph in all_graphs(model) for node in graph if not node.domain):
+        for _, body in branches(node) if node.op_type in ("If", "Loop") else ():
+            given, made = (0, 0) if node.op_type == "If" else (len(node.inputs), 1)
+            if len(body.inputs) != given or len(body.outputs) - made < len(node.outputs):
+                problems.append(f"node {called(node)}: {node.op_type} has {len(node.inputs)} "
+                                f"inputs and {len(node.outputs)} outputs, its graph {body.name!r} "
+                                f"{len(body.inputs)} and {len(body.outputs)}")  # fmt: skip
+    if problems:
+        raise InputError(f"{path}: is no valid ONNX model; export it again", problems)
 
 
 def all_graphs(model: ir.Model) -> Iterator[ir.Graph]:

@@ -48,7 +48,11 @@ class NormalizePass(GduPass):
         make_unique(model)
         if graph_problems(model):
             # onnxruntime takes the nodes in any order.
-            common.TopologicalSortPass()(model)
+            try:
+                common.TopologicalSortPass()(model)
+            except ValueError as error:
+                raise InputError(f"the nodes of the model need each other ({error}); export it "
+                                 "again") from error  # fmt: skip
         attributes = LiftAttributesPass().run(model, state)["nodes"]
         common.LiftSubgraphInitializersToMainGraphPass()(model)
         constants = {

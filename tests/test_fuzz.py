@@ -14,7 +14,7 @@ import pytest
 
 from fuzz.arena import SECRET, Arena
 from fuzz.cases import Outcome
-from fuzz.driver import Begin, mutation, ready, run_cases
+from fuzz.driver import mutation, ready, run_cases
 from fuzz.seeds import Target
 from gdu_compile import cli
 
@@ -61,11 +61,11 @@ def test_corpus_is_small() -> None:
 
 def test_some(arena: Arena) -> None:
     """New files of a fixed seed: good ones among them, and most refused."""
-    outcomes = [outcome for _, outcome in run_cases(arena, mutation(5), range(200), cli.run)]
+    outcomes = [outcome for _, outcome in run_cases(arena, mutation(5), range(150), cli.run)]
     wrong = {outcome.command: outcome.problems for outcome in outcomes if outcome.problems}
     assert not wrong
     codes = Counter(outcome.code for outcome in outcomes)
-    assert codes[0] > 10 and codes[2] > 100
+    assert codes[0] > 10 and codes[2] > 80
 
 
 @pytest.mark.slow
@@ -195,7 +195,7 @@ def emits(_: list[str]) -> int:
         (says(""), "0 errors in the message"),
         (says("error: bad\n"), "1 errors in the message"),
         (says("error: it cannot be used at all\n"), "the message names nothing"),
-        (says(f"error: m.onnx {'n' * 99_999}\n"), "a message of 100013 characters"),
+        (says(f"error: m.onnx {'n' * 99_999}\n"), "a message of 100014 characters"),
         (says("error: m.onnx: is \x1b[2J no good\n"), "'\\x1b' goes to the terminal"),
         (says("Traceback (most recent call last):\n", 0), "a traceback"),
         (crashes, "the process died (SIGSEGV)"),
@@ -206,17 +206,21 @@ def emits(_: list[str]) -> int:
 )  # fmt: skip
 def test_faults_are_caught(arena: Arena, fault: Fault, found: str) -> None:
     """Each fault is found, and the next case is well again."""
-    faulty: Begin = whole
+
+    def faulty(arena: Arena, number: int) -> tuple[Outcome, list[str]]:
+        outcome, command = whole(arena, number)
+        return outcome, ["fault"] if number == 0 else command
 
     def run(command: list[str]) -> int:
-        first = not (arena.seeds / "second").exists()
-        (arena.seeds / "second").touch()  # seen by the worker that follows one that died
-        return fault(command) if first else cli.run(command)
+        return fault(command) if command == ["fault"] else cli.run(command)
 
-    (arena.seeds / "second").unlink(missing_ok=True)
-    outcomes = [o for _, o in run_cases(arena, faulty, range(2), run, seconds=1.0)]
+    outcomes = [
+        o
+        for _, o in run_cases(
+            arena, faulty, range(2), run, seconds=1.0 if fault in (hangs, sleeps) else 20.0
+        )
+    ]
     Path("/tmp/gdu-fuzz-canary").unlink(missing_ok=True)
     problems = "; ".join(outcomes[0].problems)
     assert found in problems
-    assert [outcome.code for outcome in outcomes[1:]] == [0]
-    assert not [p for p in outcomes[1].problems if "seeds" not in p]
+    assert [(outcome.code, outcome.problems) for outcome in outcomes[1:]] == [(0, [])]
