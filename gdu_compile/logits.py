@@ -65,6 +65,10 @@ class Candidate:
         return self.output is not self.source
 
 
+MOST_CLASSES = 2**24
+"""A row of z0 has this many numbers at most: 64 MB."""
+
+
 def locate_logits(
     model: ir.Model,
     wanted: str | None = None,
@@ -107,6 +111,9 @@ def locate_logits(
         )
     reached: Collection[object] = reached_by_weights(graph) if len(fitting) > 1 else ()
     chosen = min(fitting, key=lambda each: rank_of(each, reached))
+    if not 1 <= chosen.classes <= MOST_CLASSES:
+        raise UnsupportedError(f"output {chosen.output.name!r} is declared with {chosen.classes} "
+                               f"classes; 1 … {MOST_CLASSES} are handled")  # fmt: skip
     inputs = [value for value in graph.inputs if value.name not in graph.initializers]
     assert chosen.output.dtype is not None
     crossed = by_calls(inputs, chosen.output)

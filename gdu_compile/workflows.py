@@ -12,7 +12,7 @@ import onnx_ir as ir
 from gdu_compile import model_io, specialize
 from gdu_compile.bases import ModelLike, Rebuilt
 from gdu_compile.confirmation import confirm, run_training, verifier_for
-from gdu_compile.contracts import state_of
+from gdu_compile.contracts import graph_problems, state_of
 from gdu_compile.errors import ContractError, InputError
 from gdu_compile.losses import LossSpec
 from gdu_compile.metadata import Extension
@@ -233,6 +233,8 @@ def open_extended(command: str, extended: ModelLike) -> tuple[ir.Model, Report]:
         size = model_io.file_bytes(path, model)
     name = str(path or model.graph.name)
     Extension.from_metadata(model.metadata_props, name)
+    if problems := graph_problems(model):
+        raise InputError(f"{name}: its graph is broken; was it changed?", problems)
     try:
         CheckExtensionPass()(model)
     except ContractError as error:
