@@ -151,8 +151,8 @@ def prepare_training(extended: ir.Model, options: TrainOptions, report: Report) 
     optimizer.check(options.lr)
     data, learns = loaded.data, facts.memory is not None
     wanted = wanted_batch(options, learns)
-    if options.batch_size is None and facts.batch_limit is not None:
-        # A dense output may have more labels a sample than a small N allows at the usual size.
+    if options.batch_size is None and facts.batch_limit and facts.logits.dtype == "float16":
+        # Its N is small, and a sample of a dense output has many labels.
         wanted = max(min(wanted, facts.batch_limit // max(data.positions, 1)), 1)
     size = training.batch_size_for(extended, data, wanted, facts.batch_limit)
     steps = options.steps or default_steps(len(data), size, learns)

@@ -198,6 +198,15 @@ def test_the_largest_batch_of_a_float16_output(tmp_path: Path) -> None:
         compiled(base, data=data, batch_size=2049)
 
 
+def test_a_dense_float16_output_takes_batches_that_fit() -> None:
+    """256 labels a sample: 8 samples, and not 64, when nothing is asked for."""
+    base = network("o = Cast<to=10>(z)", "float16[N,256,3] o", "float[N,256,4] x")
+    report = compiled(base).report
+    assert report.batch_size == 8
+    with pytest.raises(gdu_compile.InputError, match="larger than N = 2048"):
+        compiled(base, batch_size=9)
+
+
 def test_others_keep_the_values_of_the_base(tmp_path: Path) -> None:
     """While recording, a label beside the probabilities is still the base's own."""
     base = network("p = Softmax(z) i = ArgMax<axis=1, keepdims=0>(z) o = Identity(p)",
