@@ -81,16 +81,18 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="number of the first case (0)")
     chosen = parser.parse_args()
     end, figures = clock() + chosen.seconds, Figures()
-    with tempfile.TemporaryDirectory(prefix="gdu-fuzz-") as folder:
-        arena = ready(Path(folder))
-        numbers = range(chosen.first, chosen.first + chosen.cases)
-        for number, outcome in run_cases(arena, mutation(chosen.seed), numbers, cli.run):
-            if figures.add(number, outcome):
-                keep(arena, chosen.seed, number, outcome)
-                print(f"case {number}: {outcome.command}: {outcome.signature}", flush=True)
-            if clock() > end:
-                break
-    figures.show(Console(width=None if sys.stdout.isatty() else 120, highlight=False))
+    try:
+        with tempfile.TemporaryDirectory(prefix="gdu-fuzz-") as folder:
+            arena = ready(Path(folder))
+            numbers = range(chosen.first, chosen.first + chosen.cases)
+            for number, outcome in run_cases(arena, mutation(chosen.seed), numbers, cli.run):
+                if figures.add(number, outcome):
+                    keep(arena, chosen.seed, number, outcome)
+                    print(f"case {number}: {outcome.command}: {outcome.signature}", flush=True)
+                if clock() > end:
+                    break
+    finally:  # the figures until then, however it ends
+        figures.show(Console(width=None if sys.stdout.isatty() else 120, highlight=False))
     return 1 if figures.findings else 0
 
 
