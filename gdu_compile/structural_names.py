@@ -93,8 +93,11 @@ def by_use(
             found.ambiguous.append(f"{at!r} stands for several tensors of the oracle: {listed}")
         for content, value in keys.items():
             groups.setdefault(content, []).append((use, value))
-    # What most uses have stays under the name; so do uses that no output needs.
-    kept = max(groups, key=lambda content: len(groups[content]))
+    # The oracle's tensor of that name stays under it, else what most uses have; so do uses that no
+    # output needs.
+    kept = max(groups, key=lambda content: (
+        any(value.name == ours.name for _, value in groups[content]), len(groups[content])
+    ))  # fmt: skip
     named = {str(ours.name): groups[kept][0][1]}
     for content, members in groups.items():
         if content != kept:

@@ -149,6 +149,14 @@ def test_a_merged_bias_is_split(tmp_path: Path) -> None:
         assert np.array_equal(one.view(np.uint32), other.view(np.uint32))
 
 
+def test_the_name_stays_with_its_own_tensor(tmp_path: Path) -> None:
+    """The oracle has the merged name, too, for the second use: there it stays."""
+    path = save_onnx(tmp_path / "w.onnx", parse(
+        NET % ("m1", "v1", "m2", "p"), {"m1": U, "v1": P, "m2": V, "p": Q}))  # fmt: skip
+    compiled = gdu_compile.compile(base(MERGED, FEW), path, confirm=False)
+    assert equal(weights_of(compiled.extended), {"U": U, "p@two.1": P, "V": V, "p": Q})
+
+
 def test_a_tied_weight_stays_tied(tmp_path: Path) -> None:
     """The control: where the oracle has one value for both uses, nothing is split."""
     path = save_onnx(tmp_path / "w.onnx", parse(
