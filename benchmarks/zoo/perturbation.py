@@ -199,4 +199,15 @@ def perturb_fills(model: ModelProto, done: Perturbation) -> None:
             moved = done.moved(filled, node.output[0])
             graph.node.remove(node)
             graph.initializer.append(numpy_helper.from_array(moved, node.output[0]))
-            model.ir_version = max(model.ir_version, 4)  # before, initializers were inputs, too
+            inputs_alone(model)
+
+
+def inputs_alone(model: ModelProto) -> None:
+    """Before IR version 4 every initializer had to be an input, too; from there on such an input
+    may be overridden, and onnxruntime does not take it for a constant."""
+    if model.ir_version < 4:
+        model.ir_version = 4
+        weights = {tensor.name for tensor in model.graph.initializer}
+        inputs = [value for value in model.graph.input if value.name not in weights]
+        del model.graph.input[:]
+        model.graph.input.extend(inputs)
