@@ -230,6 +230,7 @@ def raise_opset(model: ir.Model, least: int = OPSET) -> ir.Model:
         whole = ir.to_proto(model)
         map_types.put_back(whole.graph)
         proto = onnx.version_converter.convert_version(whole, least)
+        keep_said(proto.graph, whole.graph)
         map_types.take_off(proto.graph)
         bring_back(proto, strangers)
     except Exception as error:
@@ -241,6 +242,15 @@ def raise_opset(model: ir.Model, least: int = OPSET) -> ir.Model:
     raised = ir.from_proto(proto)
     state_of(raised).notes += state_of(model).notes
     return raised
+
+
+def keep_said(graph: onnx.GraphProto, before: onnx.GraphProto) -> None:
+    """Take out the shapes that the converter infers: onnxruntime fuses more where shapes are said,
+    and its last bits are to be those of the file."""
+    said = {info.name for info in before.value_info}
+    kept = [info for info in graph.value_info if info.name in said]
+    del graph.value_info[:]
+    graph.value_info.extend(kept)
 
 
 def hide_strangers(model: ir.Model, version: int) -> bool:

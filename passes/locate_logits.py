@@ -48,6 +48,7 @@ class LocateLogitsPass(GduPass):
 
     def run(self, model: ir.Model, state: State) -> dict[str, int]:
         """Change the model; return what was done in numbers."""
+        said = {value: (value.type, value.shape) for node in model.graph for value in node.outputs}
         inside = self.logits not in {None, *(value.name for value in model.graph.outputs)}
         if inside or not all(says_all(value) for value in model.graph.outputs):
             infer(model)
@@ -60,6 +61,10 @@ class LocateLogitsPass(GduPass):
         value.shape, value.type = output.shape, output.type
         if site.exposed:
             model.graph.outputs.append(output)
+        # onnxruntime fuses more where shapes are said: last bits would not be those of the file.
+        for each, (kind, shape) in said.items():
+            if each is not value and not each.is_graph_output():
+                each.type, each.shape = kind, shape
         return {"exposed": int(site.exposed)}
 
 
