@@ -98,7 +98,7 @@ def check_standard(model: ir.Model, path: Path) -> None:
                 f"onnx.checker refuses the model and onnxruntime takes it: {lines[0].strip()}"
             )
             if graph_problems(model):  # onnxruntime takes nodes in any order
-                common.TopologicalSortPass()(model)
+                well_formed.sort_nodes(model, path)
             return
         raise InputError(
             f"{path}: is no valid ONNX model; export it again, or repair it until "

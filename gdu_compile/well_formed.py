@@ -8,6 +8,7 @@ from pathlib import Path
 
 import networkx as nx
 import onnx_ir as ir
+from onnx_ir.passes import common
 
 from gdu_compile.errors import InputError
 from gdu_compile.graph_view import branches, called
@@ -156,6 +157,20 @@ def check_functions(model: ir.Model, path: Path) -> None:
         raise InputError(f"{path}: its model-local functions make {nodes} nodes when they are "
                          "inlined, too many or too many of one name; export it without "
                          "functions")  # fmt: skip
+
+
+def sort_nodes(model: ir.Model, called: str | Path = "the model") -> None:
+    """Bring the nodes into an order in which each follows what it uses, in place.
+
+    Raises:
+        InputError: there is none.
+    """
+    try:
+        common.TopologicalSortPass()(model)
+    except ValueError as error:
+        raise InputError(f"{called}: its nodes need each other ({error}); export it again") from (
+            error
+        )
 
 
 def check_made(model: ir.Model, path: Path) -> None:

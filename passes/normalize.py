@@ -24,6 +24,7 @@ from gdu_compile.graph_view import called as name_of
 from gdu_compile.metadata import PREFIX
 from gdu_compile.model_io import inline
 from gdu_compile.names import make_unique
+from gdu_compile.well_formed import sort_nodes
 
 RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike",
           "Multinomial", "Bernoulli"}  # fmt: skip
@@ -48,11 +49,7 @@ class NormalizePass(GduPass):
         make_unique(model)
         if graph_problems(model):
             # onnxruntime takes the nodes in any order.
-            try:
-                common.TopologicalSortPass()(model)
-            except ValueError as error:
-                raise InputError(f"the nodes of the model need each other ({error}); export it "
-                                 "again") from error  # fmt: skip
+            sort_nodes(model)
         attributes = LiftAttributesPass().run(model, state)["nodes"]
         common.LiftSubgraphInitializersToMainGraphPass()(model)
         constants = {
