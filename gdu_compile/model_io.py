@@ -340,11 +340,17 @@ def write(model: ir.Model, path: Path, *, limit: int | None = None) -> bool:
 
 
 def internal(model: ir.Model) -> None:
-    """External tensors of branches become mapped bytes, to be written inline."""
+    """External tensors of branches and of nodes become mapped bytes, to be written inline."""
     for graph in model.graphs():
         for value in graph.initializers.values():
             if graph is not model.graph and isinstance(value.const_value, ir.ExternalTensor):
                 value.const_value = ir.Tensor(value.const_value.numpy(), name=value.name)
+        for node in graph:
+            for name, attribute in node.attributes.items():
+                if attribute.type == ir.AttributeType.TENSOR and isinstance(
+                    attribute.value, ir.ExternalTensor
+                ):
+                    node.attributes[name] = ir.AttrTensor(name, ir.Tensor(attribute.value.numpy()))
 
 
 def save(model: ir.Model, path: str | PathLike[str], *, force: bool = False) -> int:
