@@ -164,7 +164,8 @@ class LossSpec:
         import torch
 
         wanted = list(output.shape)
-        if len(wanted) == len(site.dims) and wanted[site.axis] != site.classes:
+        alike = self.takes_classes and len(wanted) == len(site.dims)
+        if alike and wanted[site.axis] != site.classes:
             raise InputError(f"the output {site.output!r} is declared with {site.classes} columns "
                              f"on axis {site.axis}, but is {wanted}; export it again")  # fmt: skip
         if self.takes_classes:
