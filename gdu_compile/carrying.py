@@ -111,7 +111,7 @@ class Training:
             [116, 2036, 56, 1016]
         """
         first, each = self.roundings
-        return max(math.ceil((code.room / (code.sensitivity * self.unit) - first) / each) - 1, -1)
+        return code.exact_scalings(self.unit, first=first, each=each)
 
 
 def predicted_digit_error(training: Training, code: DigitCode) -> float:
@@ -148,7 +148,8 @@ def predicted_digit_error(training: Training, code: DigitCode) -> float:
     ):  # fmt: skip
         return 0.0  # then √v + ε is ε itself
     first, each = training.roundings
-    return code.sensitivity * (first + each * training.scalings) * training.unit + adaptive
+    bound = code.digit_error_bound(training.scalings, training.unit, first=first, each=each)
+    return bound + adaptive
 
 
 def lost_to_decay(training: Training) -> bool:

@@ -93,20 +93,26 @@ class DigitCode(ABC):
         """The largest of ``errors``; digits come back right while it is below 1."""
         return float(np.max(self.errors(ratio, digits), initial=0.0))
 
-    def digit_error_bound(self, scalings: int, unit: float = UNIT_ROUNDOFF["float32"]) -> float:
+    def digit_error_bound(
+        self, scalings: int, unit: float = UNIT_ROUNDOFF["float32"], *, first: float = 4.0,
+        each: float = 2.0,
+    ) -> float:  # fmt: skip
         """The bound of Lemma 2 on the digit error.
-
-        One step leaves a relative error of 4u; each later step that scales a
-        tensor (momentum, decay, loss scaling) adds at most 2u.
 
         Args:
             scalings: number of steps after the first that scale θ.
             unit: u of the dtype in which θ is kept.
+            first: roundings, in u, that the first step leaves in θ/c; those of plain descent.
+            each: what each scaling adds; those of a multiplication (``roundings.py`` has others).
         """
-        return self.sensitivity * (4 + 2 * scalings) * unit
+        return self.sensitivity * (first + each * scalings) * unit
 
-    def exact_scalings(self, unit: float = UNIT_ROUNDOFF["float32"]) -> int:
+    def exact_scalings(
+        self, unit: float = UNIT_ROUNDOFF["float32"], *, first: float = 4.0, each: float = 2.0
+    ) -> int:
         """How many scaling steps are guaranteed to keep every digit right (Lemma 2); −1 if none.
+
+        Arguments as for ``digit_error_bound``.
 
         Example:
             >>> {code.name: code.exact_scalings() for code in CODES.values()}
@@ -114,8 +120,7 @@ class DigitCode(ABC):
             {'linear16': 125, 'float16': 2045, 'linear8': 32893, 'pow2': 2907267, 'linear4': 559237,
              'linear2': 2796199, 'linear1': 8388604}
         """
-        scalings = math.ceil((self.room / (self.sensitivity * unit) - 4) / 2) - 1
-        return max(scalings, -1)
+        return max(math.ceil((self.room / (self.sensitivity * unit) - first) / each) - 1, -1)
 
     @property
     def room(self) -> float:

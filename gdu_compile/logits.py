@@ -26,6 +26,9 @@ VALUES_START = -8.0
 FLOAT16_LIMIT = 2**11
 """N at most where the output is float16: 1/(2N·n) is then no smaller than its smallest number."""
 
+MOST_CLASSES = 2**24
+"""A row of z0 has this many numbers at most: 64 MB."""
+
 CHANNELS_FIRST = {"Conv", "ConvTranspose", "BatchNormalization", "InstanceNormalization", "MaxPool",
                   "AveragePool", "Resize"}  # fmt: skip
 CHANNELS_LAST = {"MatMul", "Gemm", "LayerNormalization", "Einsum", "RNN", "GRU", "LSTM"}
@@ -63,10 +66,6 @@ class Candidate:
     def exposed(self) -> bool:
         """Whether the output is none of the base's."""
         return self.output is not self.source
-
-
-MOST_CLASSES = 2**24
-"""A row of z0 has this many numbers at most: 64 MB."""
 
 
 def locate_logits(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
 import pytest
 import torch
 from conftest import mlp, oracle_for
@@ -15,6 +16,7 @@ from gdu_compile import carrying
 from gdu_compile.digits import CODES, DEFAULT_GAIN
 from gdu_compile.optimizers import OptimizerSpec
 from gdu_compile.report import Report
+from gdu_compile.roundings import recording
 
 
 def run(optimizer: str, steps: int, digits: str, **options: float | str) -> Report:
@@ -30,6 +32,37 @@ def plan(optimizer: str, steps: int, **changed: float) -> carrying.Training:
     """What the bounds are asked."""
     spec = OptimizerSpec.parse(optimizer)
     return carrying.Training(spec, changed.get("lr", 1e-3), steps, changed.get("gain", 2.0**-80))
+
+
+@pytest.mark.parametrize("optimizer", CARRIED)
+def test_roundings_of_the_recording_step(optimizer: str) -> None:
+    """θ/c of every 16-bit digit after one step of torch's own is as near as the count says."""
+    code, spec = CODES["linear16"], OptimizerSpec.parse(optimizer)
+    worst = max(relative_error(spec, lr, kappa) for lr, kappa in RATES_AND_KAPPAS)
+    assert 0 < worst <= recording(spec) * UNIT
+    assert worst * code.largest_signal <= carrying.predicted_digit_error(plan(optimizer, 1), code)
+
+
+def test_the_count_of_plain_descent_is_not_enough_for_adam() -> None:
+    """What 4u would promise is exceeded, so the counts do say something."""
+    adam = OptimizerSpec.parse("Adam()")
+    assert max(relative_error(adam, *each) for each in RATES_AND_KAPPAS) > 4 * UNIT
+
+
+UNIT = 2.0**-24
+RATES_AND_KAPPAS = [(lr, kappa) for lr in (1e-4, 1e-3, 0.3) for kappa in (-0.41, 0.017, -0.9)]
+
+
+def relative_error(optimizer: OptimizerSpec, lr: float, kappa: float) -> float:
+    """The largest |r/s − 1| after one step on the gradient g·s, c's own g; g = γκ, s halved."""
+    s = torch.from_numpy(CODES["linear16"].signal(np.arange(65536))).double()
+    halves = torch.cat([torch.tensor([0.5], dtype=torch.float64), s / 2]).float()
+    theta = torch.nn.Parameter(torch.zeros(65537))
+    theta.grad = torch.tensor(DEFAULT_GAIN * kappa, dtype=torch.float32) * halves
+    optimizer.build([theta], lr).step()
+    scaled = theta.detach() / DEFAULT_GAIN
+    ratio = scaled[1:] / (scaled[0] + scaled[0]) * 2
+    return float((ratio.double() / s - 1).abs().max())
 
 
 def worst(report: Report) -> float:

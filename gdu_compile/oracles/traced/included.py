@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import onnx_ir as ir
@@ -57,14 +58,16 @@ def sgd(
         >>> list(run_alone(algorithm, {"x": x}, y))
         ['fc1.weight', 'fc1.bias', 'fc2.weight', 'fc2.bias']
     """
-    check("sgd", lr=lr, momentum=momentum, schedule=schedule, steps=steps, batch_size=batch_size,
-          seed=seed)  # fmt: skip
-    from gdu_compile.oracles.traced.base import SGD, Base  # torch takes a second
-    from gdu_compile.oracles.traced.build import build_traced
-
-    oracle = SGD(Base(problem), lr=lr, momentum=momentum, schedule=schedule, steps=steps,
-                 batch_size=batch_size, seed=seed)  # fmt: skip
-    return build_traced(problem, oracle, "sgd")
+    return trained_by(
+        problem,
+        "sgd",
+        lr=lr,
+        momentum=momentum,
+        schedule=schedule,
+        steps=steps,
+        batch_size=batch_size,
+        seed=seed,
+    )
 
 
 def adam(
@@ -108,13 +111,9 @@ def adam(
         >>> bool(np.mean(logits.argmax(axis=1) == y) > 0.85)
         True
     """
-    check("adam", lr=lr, schedule=schedule, steps=steps, batch_size=batch_size, seed=seed)
-    from gdu_compile.oracles.traced.base import Adam, Base  # torch takes a second
-    from gdu_compile.oracles.traced.build import build_traced
-
-    oracle = Adam(Base(problem), lr=lr, schedule=schedule, steps=steps, batch_size=batch_size,
-                  seed=seed)  # fmt: skip
-    return build_traced(problem, oracle, "adam")
+    return trained_by(
+        problem, "adam", lr=lr, schedule=schedule, steps=steps, batch_size=batch_size, seed=seed
+    )
 
 
 def evolution(
@@ -165,16 +164,29 @@ def evolution(
         >>> list(run_alone(algorithm, {"x": x}, y))
         ['fc1.weight', 'fc1.bias', 'fc2.weight', 'fc2.bias']
     """
-    check("evolution", lr=lr, sigma=sigma, pairs=pairs, momentum=momentum, schedule=schedule,
-          steps=steps, batch_size=batch_size, seed=seed)  # fmt: skip
-    from gdu_compile.oracles.traced.base import Base  # torch takes a second
+    return trained_by(
+        problem,
+        "evolution",
+        lr=lr,
+        sigma=sigma,
+        pairs=pairs,
+        momentum=momentum,
+        schedule=schedule,
+        steps=steps,
+        batch_size=batch_size,
+        seed=seed,
+    )
+
+
+def trained_by(problem: Problem, name: str, **arguments: Any) -> ir.Model:
+    """The graph of one of them, its arguments checked."""
+    check(name, **arguments)
+    from gdu_compile.oracles.traced.base import SGD, Adam, Base, Oracle  # torch takes a second
     from gdu_compile.oracles.traced.build import build_traced
     from gdu_compile.oracles.traced.evolution import Evolution
 
-    oracle = Evolution(Base(problem), lr=lr, sigma=sigma, pairs=pairs, momentum=momentum,
-                       schedule=schedule, steps=steps, batch_size=batch_size,
-                       seed=seed)  # fmt: skip
-    return build_traced(problem, oracle, "evolution")
+    kinds: dict[str, Callable[..., Oracle]] = {"sgd": SGD, "adam": Adam, "evolution": Evolution}
+    return build_traced(problem, kinds[name](Base(problem), **arguments), name)
 
 
 def check(name: str, **arguments: Any) -> None:
