@@ -23,7 +23,7 @@ from gdu_compile.errors import InputError, UnsupportedError
 from gdu_compile.graph_view import called as name_of
 from gdu_compile.metadata import PREFIX
 from gdu_compile.model_io import inline
-from gdu_compile.names import make_unique
+from gdu_compile.names import Names, make_unique
 from gdu_compile.well_formed import sort_nodes
 
 RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike",
@@ -51,6 +51,7 @@ class NormalizePass(GduPass):
             # onnxruntime takes the nodes in any order.
             sort_nodes(model)
         attributes = LiftAttributesPass().run(model, state)["nodes"]
+        free_constants(model)
         common.LiftSubgraphInitializersToMainGraphPass()(model)
         constants = {
             str(node.outputs[0].name): node.name or ""
@@ -66,6 +67,26 @@ class NormalizePass(GduPass):
         }
         lifted = {"attributes": attributes} if attributes else {}
         return {"functions": functions, "constants": len(state.lifted), **lifted}
+
+
+def free_constants(model: ir.Model) -> None:
+    """Identity between a constant and the output of a branch or body that it is.
+
+    Only a value that its own graph makes may be a branch's output, so the constant could not move
+    to the main graph.  A bool stays: it is the condition of a Loop.
+    """
+    names = Names(model)
+    for graph in model.graphs():
+        if graph is model.graph:
+            continue
+        for index, value in enumerate(graph.outputs):
+            tensor = ir.convenience.get_const_tensor(value)
+            if tensor is None or tensor.dtype == ir.DataType.BOOL or value.is_graph_input():
+                continue
+            output = ir.Value(name=names.fresh(f"{value.name}_output"),
+                              type=ir.TensorType(tensor.dtype), shape=value.shape)  # fmt: skip
+            graph.append(ir.node("Identity", [value], outputs=[output]))
+            graph.outputs[index] = output
 
 
 def refuse_random(model: ir.Model, called: str = "the model") -> None:

@@ -92,6 +92,19 @@ COMPUTED: dict[str, tuple[str, Arrays, Arrays]] = {
         "{ u = Neg(W) }, else_branch = e () => (float[4,3] v) { v = Exp(W) }> z = MatMul(x, V)",
         {"W": r(4, 3)}, {"V": r(4, 3)},
     ),
+    "results of branches": (
+        "o = Constant<value = float {0}>() s = ReduceSum<keepdims = 0>(x) f = Greater(s, o) "
+        "V = If (f) <then_branch = t () => (float[3] u) { u = Constant<value = float[3] {1,2,3}>() "
+        "}, else_branch = e () => (float[3] v) <float[3] v = {3,2,1}> {}> y = MatMul(x, C) "
+        "z = Add(y, V)", {"C": r(4, 3)}, {"u": r(3), "v": r(3)},
+    ),
+    "results of a body, one twice": (
+        "k = Constant<value = int64 {2}>() y, A, B = Loop (k, , x) <body = b (int64 i, bool p, "
+        "float[N,4] s) => (bool p, float[N,4] q, float[4] a, float[4] a) "
+        "{ a = Constant<value = float[4] {1,2,3,4}>() q = Add(s, a) }> c = Add(y, y) "
+        "d = ReduceSum<keepdims = 1>(A) e = ReduceSum<keepdims = 1>(B) f = Sum(c, d, e) "
+        "z = MatMul(f, C)", {"C": r(4, 3)}, {"a": r(4)},
+    ),
 }  # fmt: skip
 
 
