@@ -8,7 +8,7 @@ memory's fields are the model's inputs, and the armed branch makes what the algo
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import onnx_ir as ir
 from gdu_compile.passes._base import GduPass
@@ -46,17 +46,20 @@ class CheckExtensionPass(GduPass):
 def switch_problems(model: ir.Model, facts: Extension) -> list[str]:
     """The switches are there, are ours, and hang on θ alone."""
     problems = []
-    made = {output.name: node for node in model.graph for output in node.outputs}
+    made = makers(model.graph)
     switched = [weight.name for weight in facts.weights]
     if (moved := sunk(model.graph, [facts.base_logits, *switched])) is not None:
         return [moved]
     if not switched:
         problems.append("no weight is recorded")
-    for name in [facts.logits.name, *switched]:
-        node = made.get(name)
-        if node is None or node.op_type != "If" or PASS_KEY not in node.metadata_props:
-            problems.append(f"{name!r} is not the output of a switch of ours")
-    if not problems and {v.name for v in made[switched[0]].outputs[:-1]} != set(switched):
+    behind = {name: switch_output(made, name) for name in [facts.logits.name, *switched]}
+    problems += [
+        f"{name!r} is not the output of a switch of ours"
+        for name, output in behind.items() if output is None
+    ]  # fmt: skip
+    if not problems and {v.name for v in made[behind[switched[0]]].outputs[:-1]} != {
+        behind[name] for name in switched
+    }:
         problems.append("the weights' switch has other outputs")
     if facts.base_logits not in made:
         problems.append(f"the base's logits {facts.base_logits!r} are not computed")
@@ -65,6 +68,25 @@ def switch_problems(model: ir.Model, facts: Extension) -> list[str]:
     if len(constant_switches(model.graph)) < 2:
         problems.append("the two switches do not hang on θ alone")
     return problems
+
+
+def makers(graph: ir.Graph) -> dict[str | None, ir.Node]:
+    """Name → the node of the main graph that makes it."""
+    return {output.name: node for node in graph for output in node.outputs}
+
+
+def switch_output(made: Mapping[str | None, ir.Node], name: str) -> str | None:
+    """Which output of a switch of ours this is, a float16 one through its Mul; None if of none."""
+    node = made.get(name)
+    if node is not None and [node.op_type, PASS_KEY in node.metadata_props] == ["Mul", True]:
+        name = str(node.inputs[0].name) if node.inputs[0] is not None else ""
+        node = made.get(name)
+    return name if is_switch(node) else None
+
+
+def is_switch(node: ir.Node | None) -> bool:
+    """An If of ours."""
+    return node is not None and node.op_type == "If" and PASS_KEY in node.metadata_props
 
 
 def stranger_problems(graph: ir.Graph, facts: Extension) -> list[str]:
@@ -148,9 +170,8 @@ def memory_problems(model: ir.Model, facts: Extension, memory: Memory) -> list[s
         value = inputs.get(field.name)
         if value is None or dtype_name(value) != field.dtype:
             problems.append(f"the model has no {field.dtype} input {field.name!r}")
-    switch = next(
-        node for node in model.graph if facts.weights[0].name in {v.name for v in node.outputs}
-    )
+    made = makers(model.graph)
+    switch = made[switch_output(made, facts.weights[0].name)]
     branch = switch.attributes["then_branch"].as_graph()
     inside = {value.name for node in branch for value in node.outputs}
     assert facts.algorithm is not None

@@ -23,7 +23,7 @@ from gdu_compile.passes.insert_recorder import InsertRecorderPass
 from gdu_compile.passes.sink import sink
 
 from gdu_compile.builder import FLOAT, Builder
-from gdu_compile.contracts import PASS_KEY, Bucket, State
+from gdu_compile.contracts import PASS_KEY, Bucket, LogitsSite, State
 from gdu_compile.emit import bucket_sizes, emit_decode, emit_switch
 from gdu_compile.logits import value_at
 from gdu_compile.names import Names
@@ -62,13 +62,28 @@ def switch_weights(graph: ir.Graph, names: Names, state: State) -> ir.Value:
     ]
     otherwise = b.branch([*initial, b.float(-0.0, "gdu_no_tie")], "gdu_initial_weights")
     outputs = emit_switch(b, state.armed, then, otherwise, [*weights, tie])
+    switched = [as_constant(b, output) for output in outputs[:-1]]
     graph.insert_after(last_of(graph, [state.armed, *(state.computed or ())]), b.nodes)
     state.initial = {}
-    for weight, output, users in zip(weights, outputs, uses, strict=False):
+    for weight, output, users in zip(weights, switched, uses, strict=True):
         name = str(weight.name)
         take_over(graph, weight, output, users, names.fresh(f"gdu_initial_{name}"))
         state.initial[name] = str(weight.name)
     return outputs[-1]
+
+
+def as_constant(b: Builder, switched: ir.Value) -> ir.Value:
+    """The weight in such a form that onnxruntime treats its users as it does beside a constant.
+
+    onnxruntime runs a float16 node in float32 where it stands between nodes that it runs in float32
+    (InsertCastTransformer of its CPU provider), and so does not round between them.  If is no such
+    node; Mul is, and with all optimisations a Mul by 1 goes when the If has gone.
+    """
+    half = ir.DataType.FLOAT16
+    if switched.dtype != half:
+        return switched
+    one = b.float(1.0, "gdu_one", half)
+    return b.op("Mul", switched, one, name="gdu_switched", dtype=half, shape=switched.shape)
 
 
 def decoder(b: Builder, graph: ir.Graph, state: State) -> tuple[list[ir.Value], ir.Value]:
@@ -127,13 +142,12 @@ def switch_logits(model: ir.Model, names: Names, state: State, tie: ir.Value) ->
     assert state.logits is not None and state.armed is not None
     assert state.recorded_logits is not None
     logits, recorded = value_at(model.graph, state.logits.name), state.recorded_logits
-    # The recorder may read the shape of the base's logits; that use stays with the base.
-    uses = [u for u in logits.uses() if u.node.metadata_props.get(PASS_KEY) not in SINKING]
+    uses = uses_of_switch(logits, state.logits)
     shape = logits.shape
     b = Builder(names, InsertSwitchesPass.__name__)
     # The Add stands outside the branch: onnxruntime removes an Add of 0 only while its result is
     # no graph output, and an Identity of an outer value in a branch lives until then.
-    tied = add_tie(b, logits, tie)
+    tied = add_tie(b, logits, tie, narrow=logits not in model.graph.outputs)
     outside, b.nodes = b.nodes, []
     dtype = logits.dtype or FLOAT
     armed = b.op("Identity", tied, name="gdu_answer", dtype=dtype, shape=shape)
@@ -148,10 +162,34 @@ def switch_logits(model: ir.Model, names: Names, state: State, tie: ir.Value) ->
     state.base_logits = str(logits.name)
 
 
-def add_tie(b: Builder, logits: ir.Value, tie: ir.Value) -> ir.Value:
-    """z + (−0) = z, in the dtype of z; onnxruntime has no Add of bfloat16, float32 holds them."""
+def uses_of_switch(logits: ir.Value, site: LogitsSite) -> list[tuple[ir.Node, int]]:
+    """The uses of the base's logits that become uses of the switch.
+
+    The recorder may read their shape; that use stays with the base.  So does every use of float16
+    logits that the loss does not look through: the switch rounds, and onnxruntime need not
+    (as_constant says how).
+    """
+    if logits.dtype == ir.DataType.FLOAT16 and site.name == site.output:
+        return []
+    return [
+        (use.node, use.idx) for use in logits.uses()
+        if use.node.metadata_props.get(PASS_KEY) not in SINKING
+    ]  # fmt: skip
+
+
+def add_tie(b: Builder, logits: ir.Value, tie: ir.Value, *, narrow: bool) -> ir.Value:
+    """z + (−0) = z; onnxruntime has no Add of bfloat16, float32 holds them.
+
+    Args:
+        b: takes the nodes.
+        logits: z.
+        tie: −0.
+        narrow: a float16 z is added to in float16, as what is no output is treated by onnxruntime
+            (as_constant says how); an output is rounded to float16, and so is what Cast reads.
+    """
     dtype, shape = logits.dtype or FLOAT, logits.shape
-    inside = FLOAT if dtype == ir.DataType.BFLOAT16 else dtype
+    wide = {ir.DataType.BFLOAT16} if narrow else {ir.DataType.BFLOAT16, ir.DataType.FLOAT16}
+    inside = FLOAT if dtype in wide else dtype
     logits = b.cast(logits, inside, "gdu_wide_logits", shape or ())
     tie = b.cast(tie, inside, "gdu_tie_cast", [])
     tied = b.op("Add", logits, tie, name="gdu_tied_logits", dtype=inside, shape=shape)
