@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from os import PathLike
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
 import onnx_ir as ir
 
 from gdu_compile import model_io, runtime, specialize
 from gdu_compile.bits import same_bits
 from gdu_compile.constants import alias
-from gdu_compile.contracts import state_of
-from gdu_compile.data import synthetic_inputs
+from gdu_compile.contracts import Restored, state_of
+from gdu_compile.data import seeded_inputs
 from gdu_compile.digits import Array
 from gdu_compile.errors import InputError, UnsupportedError
 from gdu_compile.metadata import Extension
@@ -63,6 +62,7 @@ class Source:
         name: what to call it in messages.
         tensor_bytes: bytes of its initializers, once it was read.
         file_bytes: bytes of its file and external data, once it was read; None in memory.
+        restored: places of weights that RestoreNeutralPass has put back.
     """
 
     def __init__(self, model: ModelLike) -> None:
@@ -70,6 +70,7 @@ class Source:
         self.name = str(model.graph.name if isinstance(model, ir.Model) else model)
         self.tensor_bytes: int | None = None
         self.file_bytes: int | None = None
+        self.restored: Sequence[Restored] = ()
 
     def fresh(self) -> ir.Model:
         """A copy that may be changed; tensors are shared or memory-mapped."""
@@ -83,7 +84,7 @@ class Source:
 
     def holding(self, weights: Mapping[str, Array]) -> AbstractContextManager[Path]:
         """The base with these weights, as a file."""
-        return runtime.on_disk(specialize.with_weights(self.fresh(), weights))
+        return runtime.on_disk(specialize.with_weights(self.fresh(), weights, self.restored))
 
     def initial(self) -> AbstractContextManager[Path]:
         """The base as it was given, as a file."""
@@ -132,9 +133,3 @@ def with_own_tensors(model: ir.Model) -> ir.Model:
                 if attribute.type == ir.AttributeType.TENSOR:
                     node.attributes[name] = ir.AttrTensor(name, alias(attribute.as_tensor()))
     return model
-
-
-def seeded_inputs(model: ir.Model) -> dict[str, Array]:
-    """Seeded inputs for a comparison of two models, two calls: their samples may lie anywhere."""
-    inputs = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
-    return synthetic_inputs(inputs, np.random.default_rng(0), calls=True, samples=2)

@@ -110,6 +110,7 @@ def compile(
     report = Report("compile", source.name, why=None)
     passes = plan(extended, weights, oracle, chosen, report)
     rewrite(extended, passes, chosen, report)
+    source.restored = state_of(extended).restored
     if chosen.stop_after is None:
         describe(report, extended)
     report.bytes = {"base": source.tensor_bytes, "extended": model_io.tensor_bytes(extended)}

@@ -30,6 +30,47 @@ DimSource = int | tuple[str, int] | None
 
 
 @dataclass(frozen=True)
+class Restored:
+    """Written by RestoreNeutralPass: a place of a weight that is put back, by the names of the
+    normalized base.
+
+    Attributes:
+        weight: the initializer's name; of several places where the oracle has one weight.
+        shape: its shape.
+        dtype: its dtype, as ONNX counts them.
+        number: what all its elements are: then it does nothing.
+        op_type: of the node that it is for.
+        index: which of that node's inputs it is.
+        node: the name of the node that is put back; "" where only an input is.
+        value: what goes through that node; "" where only an input is put back.
+        result: the node's output.
+        uses: (first named output of a node, one of its inputs), all that get the result.
+        output: whether the graph's output gets it too.
+    """
+
+    weight: str
+    shape: tuple[int, ...]
+    dtype: ir.DataType
+    number: float
+    op_type: str
+    index: int
+    node: str = ""
+    value: str = ""
+    result: str = ""
+    uses: tuple[tuple[str, int], ...] = ()
+    output: bool = False
+
+    @property
+    def how(self) -> str:
+        """What was done for the weight, a sentence for --why."""
+        return f"removed by the exporter, as it did nothing; put back as {self.number:g}: {self}"
+
+    def __str__(self) -> str:
+        node = repr(self.node) if self.node else f"of {self.uses[0][0]!r}"
+        return f"{self.weight!r} (input {self.index} of {self.op_type} {node})"
+
+
+@dataclass(frozen=True)
 class LogitsSite:
     """Written by LocateLogitsPass: where the recorder speaks.
 
@@ -235,6 +276,10 @@ class State:
     source: str | None = None
     # LiftAttributesPass, which NormalizePass runs: nodes whose weights stay attributes, and why
     attributes: dict[str, str] | None = None
+    # RestoreNeutralPass: places of weights that the base's exporter has removed
+    restored: list[Restored] = field(default_factory=list)
+    # RestoreNeutralPass: the oracle's graph, where its own exporter has removed any
+    counterpart: ir.Model | None = None
     # LocateLogitsPass
     logits: LogitsSite | None = None
     # BindOraclePass

@@ -477,6 +477,12 @@ def synthetic_inputs(
     return arrays
 
 
+def seeded_inputs(model: ir.Model) -> dict[str, Array]:
+    """Seeded inputs for a comparison of two models, two calls: their samples may lie anywhere."""
+    inputs = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
+    return synthetic_inputs(inputs, np.random.default_rng(0), calls=True, samples=2)
+
+
 def fixed_batch(inputs: Sequence[ir.Value]) -> int | None:
     """The batch size that the model prescribes, or None; weights may be inputs, too (IR 3)."""
     for value in inputs:

@@ -21,6 +21,9 @@ def explain(model: ir.Model, name: str) -> list[str]:
     if name not in values and not held:
         raise InputError(f"--why {name}: no tensor of that name in the model or the oracle")
     called = f" as {state.renamed[name]!r}" if name in state.renamed else ""
+    if state.counterpart is not None and not held:
+        held = name in state.counterpart.graph.initializers
+        called = ", put back, as their exporter had removed it" if held else ""
     if state.algorithm is None:
         lines = [f"the oracle weights {'hold' if held else 'do not hold'} it{called}"]
     else:

@@ -18,8 +18,11 @@ import numpy as np
 import onnx_ir as ir
 
 from gdu_compile.arrays import ArrayHeader
+from gdu_compile.constants import constant_values
 from gdu_compile.contracts import State
 from gdu_compile.errors import InputError
+from gdu_compile.graph_view import called
+from gdu_compile.places import uses_by_name, uses_of
 from gdu_compile.weights import is_usual_weight
 
 if TYPE_CHECKING:
@@ -29,6 +32,9 @@ Rename = str | Mapping[str, str] | Sequence[str | tuple[str, str]]
 
 PREFIXES = ("module.", "_orig_mod.", "model.")
 """What DataParallel, torch.compile and trainers put before the names of a module."""
+
+WHOLE = "export both again as they are, torch.onnx.export(..., optimize=False)"
+"""The way out where two exports differ in more than their weights."""
 
 NAME_LIMIT = 1000
 """Longer names are not renamed: a regular expression may take very long on them."""
@@ -152,17 +158,18 @@ def fitted(oracle: OracleWeights, model: ir.Model, state: State) -> Fitted:
     Another export of the network is matched by structure where its names are not the model's.
     What was done goes into ``state.notes`` and ``state.renamed``.
     """
-    weights = model.graph.initializers
-    names = [name for name in oracle if not is_constant(oracle, name, weights)]
-    known = weights if all(name in weights for name in names) else all_known(model)
-    renamed = without_prefixes(names, known)
+    known, renamed, present = by_name(oracle, model)
     state.notes += oracle.notes
-    present = {name: renamed.get(name, name) for name in names}
-    if oracle.graph is not None and not complete(present.values(), weights, state):
+    changed = bool(state.restored) or state.counterpart is not None
+    if changed or is_other_export(oracle, model, state, present.values()):
         found = by_structure(oracle, model, state)
-        if isinstance(found, Fitted) or not set(present.values()) <= set(known):
-            return found if isinstance(found, Fitted) else Fitted(
-                oracle.with_names(present), problems=found)  # fmt: skip
+        if isinstance(found, Fitted):
+            return found
+        if changed:
+            raise InputError(f"cannot use the oracle weights {oracle.source}", found)
+        if not set(present.values()) <= set(known):
+            return Fitted(oracle.with_names(present), problems=found)
+        state.notes += [f"{oracle.source}: taken by its names alone, {why}" for why in found]
     counts = Counter(old.removesuffix(new) for old, new in renamed.items())
     state.renamed = {new: old for old, new in renamed.items()}
     state.notes += [
@@ -173,11 +180,29 @@ def fitted(oracle: OracleWeights, model: ir.Model, state: State) -> Fitted:
     return Fitted(oracle.with_names(present))
 
 
+def by_name(
+    oracle: OracleWeights, model: ir.Model
+) -> tuple[Mapping[str, ir.Value], dict[str, str], dict[str, str]]:
+    """What may be named, the names of which a prefix goes, and all the oracle's → the model's."""
+    weights = model.graph.initializers
+    names = [name for name in oracle if not is_constant(oracle, name, weights)]
+    known = weights if all(name in weights for name in names) else all_known(model)
+    renamed = without_prefixes(names, known)
+    return known, renamed, {name: renamed.get(name, name) for name in names}
+
+
+def is_other_export(
+    oracle: OracleWeights, model: ir.Model, state: State, names: Collection[str] | None = None
+) -> bool:
+    """Whether the oracle is a network whose names, by the model's, do not go with all weights."""
+    if oracle.graph is None:
+        return False
+    names = by_name(oracle, model)[2].values() if names is None else names
+    return not complete(names, model.graph.initializers, state)
+
+
 def all_known(model: ir.Model) -> dict[str, ir.Value]:
     """Everything that an oracle may name: initializers, what is computed from them, single uses."""
-    from gdu_compile.constants import constant_values
-    from gdu_compile.places import uses_by_name
-
     computed = constant_values(model)
     single = {name: value for name, (value, _) in uses_by_name(model, computed).items()}
     return {**single, **computed, **model.graph.initializers}
@@ -202,14 +227,15 @@ def by_structure(oracle: OracleWeights, model: ir.Model, state: State) -> Fitted
     from gdu_compile.structural_names import assign
 
     assert oracle.graph is not None
-    other = at_opset(oracle.graph, model)
+    other = state.counterpart or at_opset(oracle.graph, model)
     found = assign(model, other, state.lifted or {}, oracle.constants)
     if found.ambiguous:
         raise InputError(f"cannot use the oracle weights {oracle.source}: what the model computes "
-                         "once, it computes several times", found.ambiguous)  # fmt: skip
+                         f"once, it computes several times; {WHOLE}", found.ambiguous)  # fmt: skip
     if found.differences or not found.headers:
         listed = "; ".join(found.differences) or "it has no constants where the model has some"
-        return (f"nor is it the model's graph, by which it could be matched: {listed}",)
+        return (f"as it is not the model's graph, by which it could be matched: {listed}; an "
+                f"exporter may have removed what did nothing: {WHOLE}",)  # fmt: skip
     state.renamed = {name: old for name, old in found.origins.items() if old != name}
     state.notes.append(
         f"{oracle.source}: {len(found.headers)} weights matched by their places in the graph, "
@@ -267,21 +293,32 @@ def shortened(name: str) -> Iterator[str]:
 
 
 def unknown_names(
-    unknown: Mapping[str, ArrayHeader], free: Sequence[ir.Value], known: Mapping[str, object]
-) -> list[str]:
+    unknown: Mapping[str, ArrayHeader], free: Sequence[ir.Value], known: Mapping[str, object],
+    graph: ir.Model | None = None,
+) -> list[str]:  # fmt: skip
     """Complaints about oracle names that are no weight, each with what could be meant.
 
     Args:
         unknown: oracle name → header.
         free: weights of the model that the oracle does not cover.
         known: all weights of the model.
+        graph: the oracle, where it is a network.
     """
     found = hints(unknown, free, known)
     return [
-        f"{name!r} is no weight of the model (--allow-extra ignores it)"
+        f"{name!r} is no weight of the model{user_in(graph, name)} (--allow-extra ignores it)"
         + (f"; {found[name]}" if name in found else "")
         for name in unknown
     ]
+
+
+def user_in(graph: ir.Model | None, name: str) -> str:
+    """What a tensor is for in the oracle's network, in words."""
+    value = None if graph is None else graph.graph.initializers.get(name)
+    for node, index in [] if value is None else uses_of(value):
+        return (f": nothing was found there like {node.op_type} {called(node)}, which has it as "
+                f"input {index} in the oracle")  # fmt: skip
+    return ""
 
 
 def hints(

@@ -165,6 +165,16 @@ def uses_of(value: ir.Value) -> Iterator[Use]:
             yield node, index
 
 
+def origin(value: ir.Value) -> ir.Value:
+    """What a value is a plain copy of."""
+    while (node := value.producer()) is not None and node.op_type == "Identity":
+        source = node.inputs[0]
+        if source is None or not is_copy(node):
+            break
+        value = source
+    return value
+
+
 def is_copy(node: ir.Node) -> bool:
     """Whether a node only gives its input another name, inside the graph."""
     return (

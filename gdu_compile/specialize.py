@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from gdu_compile import model_io, runtime
 from gdu_compile.algorithm import AlgorithmGraph, flag_loops
+from gdu_compile.contracts import Restored
 from gdu_compile.digits import Array
 from gdu_compile.encoding import Units
 from gdu_compile.errors import InputError, UnsupportedError
@@ -25,6 +26,7 @@ from gdu_compile.passes.fill_theta import FillThetaPass
 from gdu_compile.passes.normalize import NormalizePass
 from gdu_compile.passes.remove_extension import RemoveExtensionPass
 from gdu_compile.places import stand
+from gdu_compile.restoring import put_back
 
 
 def filled(extended: ir.Model, theta: Mapping[str, Array]) -> ir.Model:
@@ -53,8 +55,10 @@ def without_extension(extended: ir.Model, weights: Mapping[str, Array]) -> ir.Mo
     return model
 
 
-def with_weights(base: ir.Model, weights: Mapping[str, Array]) -> ir.Model:
-    """The base as its file has it, holding w*: only constants change.
+def with_weights(
+    base: ir.Model, weights: Mapping[str, Array], restored: Sequence[Restored] = ()
+) -> ir.Model:
+    """The base as its file has it, holding w*: only constants change, and what was put back.
 
     What only the raised model has (attributes that become initializers) is put into that.
 
@@ -62,9 +66,9 @@ def with_weights(base: ir.Model, weights: Mapping[str, Array]) -> ir.Model:
         UnsupportedError: a weight is found in neither.
     """
     model = base.clone()
-    if missing := not_placed(model, weights):
+    if missing := not_placed(model, weights, restored):
         model = model_io.raise_opset(base.clone())
-        missing = not_placed(model, weights)
+        missing = not_placed(model, weights, restored)
     if missing:
         raise UnsupportedError(
             f"{', '.join(missing[:4])}: not found in the model as its file has it; export it with "
@@ -75,9 +79,12 @@ def with_weights(base: ir.Model, weights: Mapping[str, Array]) -> ir.Model:
     return model
 
 
-def not_placed(model: ir.Model, weights: Mapping[str, Array]) -> list[str]:
+def not_placed(
+    model: ir.Model, weights: Mapping[str, Array], restored: Sequence[Restored]
+) -> list[str]:
     """Make initializers of the weights, in place; the names of those that are not to be found."""
     NormalizePass()(model)
+    put_back(model, restored)
     stand(model, weights, untie=True)
     return sorted(set(weights) - set(model.graph.initializers))
 

@@ -57,8 +57,8 @@ def assign(
         constants: names of the oracle that may be.
     """
     match, found = match_structure(model, oracle), Assigned()
-    if match.differences:
-        found.differences = match.differences
+    found.differences = [*match.differences, *match.lacking()]
+    if found.differences:
         return found
     labels = Counter(node.name for node in model.graph.all_nodes())
     uses = {ours: each for ours, each in match.uses.items() if ours.dtype != ir.DataType.STRING}

@@ -2,7 +2,9 @@
 
 Both graphs are walked from their outputs to what they are computed from, node beside node.  Where
 one has a constant, the other has one too: they are the same weight, whatever their names are.  So
-also a constant that one exporter has merged from several is told apart by its uses.
+also a constant that one exporter has merged from several is told apart by its uses.  Where an
+exporter has removed from one of them what did nothing (``neutral.py``), the walk goes on, and notes
+it.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ import onnx_ir as ir
 
 from gdu_compile.constants import constant_values
 from gdu_compile.graph_view import branches, called
-from gdu_compile.places import Use, is_copy
+from gdu_compile.neutral import Gaps, Removed, Step, Uses
+from gdu_compile.places import Use, origin
 
 DIFFERENCES = 4
 """So many are listed."""
@@ -27,10 +30,18 @@ class Match:
     Attributes:
         uses: the base's constant → its use → the oracle's constants that stand there.
         differences: where the graphs are not the same, in sentences.
+        removed: what the base lacks, and might as well have; and what the oracle does.
     """
 
     uses: dict[ir.Value, dict[Use | None, list[ir.Value]]] = field(default_factory=dict)
     differences: list[str] = field(default_factory=list)
+    removed: tuple[list[Removed], list[Removed]] = field(default_factory=lambda: ([], []))
+
+    def lacking(self) -> list[str]:
+        """What was removed, in sentences."""
+        names = "the model", "the oracle"
+        return [each.sentence(*who) for side, who in zip(self.removed, (names, names[::-1]),
+                strict=True) for each in side]  # fmt: skip
 
 
 def match_structure(base: ir.Model, oracle: ir.Model) -> Match:
@@ -65,9 +76,10 @@ class Walk:
             {*model.graph.initializers.values(), *constant_values(model).values()}
             for model in (base, oracle)
         )
-        self.match = Match()
+        self.gaps = Gaps(self.constant)
+        self.match = Match(removed=self.gaps.removed)
         self.seen: set[tuple[ir.Value, ir.Value]] = set()
-        self.stack: list[tuple[ir.Value | None, ir.Value | None, Use | None]] = []
+        self.stack: list[Step] = []
 
     def run(self) -> Match:
         """Walk until nothing is left, or too much differs."""
@@ -79,20 +91,21 @@ class Walk:
 
     def beside(
         self, ours: Sequence[ir.Value | None], theirs: Sequence[ir.Value | None], who: str,
-        what: str, node: ir.Node | None = None,
+        what: str, nodes: tuple[ir.Node, ir.Node] | None = None,
     ) -> None:  # fmt: skip
         """Values of the same positions are to be compared."""
         ours, theirs = trimmed(ours), trimmed(theirs)
         if len(ours) != len(theirs):
             self.differ(f"{who} {len(ours)} {what}, and {len(theirs)} in the oracle's")
-        pairs = [
-            (one, other, None if node is None else (node, index))
-            for index, (one, other) in enumerate(zip(ours, theirs, strict=False))
+        steps: list[Step] = [
+            (pair, (None, None) if nodes is None else ((nodes[0], index), (nodes[1], index)))
+            for index, pair in enumerate(zip(ours, theirs, strict=False))
         ]
-        self.stack += reversed(pairs)
+        self.stack += reversed(steps)
 
-    def visit(self, ours: ir.Value | None, theirs: ir.Value | None, use: Use | None) -> None:
+    def visit(self, pair: tuple[ir.Value | None, ir.Value | None], uses: Uses) -> None:
         """Compare what makes two values."""
+        (ours, theirs), use = pair, uses[0]
         if ours is None or theirs is None:
             if ours is not theirs:
                 node, index = use or (None, 0)
@@ -104,6 +117,9 @@ class Walk:
         both = ours in self.constant[0] and theirs in self.constant[1]
         if both and (one is None or other is None or unlike(ours, theirs, one, other)):
             self.match.uses.setdefault(ours, {}).setdefault(use, []).append(theirs)
+            return
+        if (further := self.gaps.behind((ours, theirs), uses)) is not None:
+            self.stack += further
             return
         if (ours, theirs) in self.seen:
             return
@@ -119,7 +135,8 @@ class Walk:
         if (sentence := unlike(ours, theirs, one, other)) is not None:
             self.differ(sentence)
             return
-        self.beside(one.inputs, other.inputs, f"node {called(one)} has", "inputs", one)
+        inputs = self.gaps.without_bias(one, other)
+        self.beside(*inputs, f"node {called(one)} has", "inputs", (one, other))
         bodies = dict(branches(other))
         for name, body in branches(one):
             if name in bodies:
@@ -138,16 +155,6 @@ def trimmed(values: Sequence[ir.Value | None]) -> list[ir.Value | None]:
     while found and found[-1] is None:
         found.pop()
     return found
-
-
-def origin(value: ir.Value) -> ir.Value:
-    """What a value is a plain copy of."""
-    while (node := value.producer()) is not None and node.op_type == "Identity":
-        source = node.inputs[0]
-        if source is None or not is_copy(node):
-            break
-        value = source
-    return value
 
 
 def place_among_inputs(value: ir.Value) -> int | None:

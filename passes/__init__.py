@@ -35,6 +35,7 @@ from gdu_compile.passes.locate_logits import LocateLogitsPass
 from gdu_compile.passes.normalize import NormalizePass
 from gdu_compile.passes.remove_extension import RemoveExtensionPass
 from gdu_compile.passes.restore_constants import RestoreConstantsPass
+from gdu_compile.passes.restore_neutral import RestoreNeutralPass
 from gdu_compile.passes.sink import SinkPass
 
 from gdu_compile.algorithm import DEFAULT_MAX_ITERATIONS, AlgorithmLike
@@ -50,12 +51,12 @@ __all__ = [
     "BindOraclePass", "CheckExtensionPass", "FillThetaPass", "GduPass", "IfConversionPass",
     "InlineAlgorithmPass", "InsertMemoryPass", "InsertRecorderPass", "InsertSwitchesPass",
     "LiftAttributesPass", "LocateLogitsPass", "NormalizePass", "RemoveExtensionPass",
-    "RestoreConstantsPass", "SinkPass", "learn_passes", "record_passes",
+    "RestoreConstantsPass", "RestoreNeutralPass", "SinkPass", "learn_passes", "record_passes",
 ]  # fmt: skip
 
 RECORD_PASSES: tuple[type[GduPass], ...] = (
-    NormalizePass, LocateLogitsPass, BindOraclePass, InsertRecorderPass, InsertSwitchesPass,
-    AnnotatePass, RestoreConstantsPass, CheckExtensionPass,
+    NormalizePass, RestoreNeutralPass, LocateLogitsPass, BindOraclePass, InsertRecorderPass,
+    InsertSwitchesPass, AnnotatePass, RestoreConstantsPass, CheckExtensionPass,
 )  # fmt: skip
 """The stages of record, in order; ``record_passes`` makes them."""
 
@@ -108,6 +109,7 @@ def record_passes(
     """
     return [
         NormalizePass(),
+        RestoreNeutralPass(oracle),
         LocateLogitsPass(logits, class_axis=class_axis, loss=loss, targets=targets),
         BindOraclePass(
             oracle,

@@ -71,7 +71,7 @@ class BindOraclePass(GduPass):
         fit = fitted(self.oracle, model, state)
         oracle = fit.oracle
         standing = stand(model, self.wanted(model, oracle), untie=self.untie or fit.untie)
-        state.placed = standing.how
+        state.placed = {**{each.weight: each.how for each in state.restored}, **standing.how}
         lifted = state.lifted = {
             name: node for name, node in lifted.items() if name not in standing.removed
         }
@@ -114,7 +114,7 @@ class BindOraclePass(GduPass):
             raise InputError(f"cannot use the oracle weights {self.oracle.source}", problems)
         state.targets, state.skipped, state.code = targets, skipped, self.code
         state.held = frozenset(self.oracle)
-        placed = {"placed": len(state.placed)} if state.placed else {}
+        placed = {"placed": len(standing.how)} if standing.how else {}
         return {"targets": len(targets), "skipped": len(skipped), **placed}
 
     def wanted(self, model: ir.Model, oracle: OracleWeights) -> set[str]:
@@ -188,7 +188,10 @@ class BindOraclePass(GduPass):
         uses = {name: headers.pop(name) for name in [*headers] if name in shared}
         complaints = [tied(name, shared[name][0]) for name in uses]
         if headers:
-            complaints += [*unknown_names(headers, free, weights), known_weights(model)]
+            complaints += [
+                *unknown_names(headers, free, weights, oracle.graph),
+                known_weights(model),
+            ]
             complaints += shared_weights(headers, weights, [value for value, _ in shared.values()])
         return complaints
 

@@ -596,7 +596,7 @@ OUTPUTS = [
     case("dump over the base", dumped("m.onnx"), "dumps/00-NormalizePass.onnx --weights w.npz "
          "--force -o out.onnx --dump-dir dumps", "an input of this very run"),
     case("dump over the output", as_is, f"{COMPILE} --dump-dir dumps".replace("out.onnx",
-         "dumps/01-LocateLogitsPass.onnx"), "01-LocateLogitsPass.onnx: would be written twice"),
+         "dumps/02-LocateLogitsPass.onnx"), "02-LocateLogitsPass.onnx: would be written twice"),
     *(case(f"-o {name!r}, {command.split()[0]}", as_is, f"{command} --force".replace("out.onnx",
          repr(name)), "-o", "names no file") for name in ("", ".", "new/..")
       for command in (CONFIRM, TRAIN, APPLY, EXTRACT)),

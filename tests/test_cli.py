@@ -52,7 +52,7 @@ def test_the_main_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         "extended": str(output), "trained": str(tmp_path / "m.gdu.trained.onnx"), "torch": None,
     }  # fmt: skip
     assert result["bytes"]["extended"] == output.stat().st_size
-    assert [p["name"] for p in result["passes"]][:2] == ["NormalizePass", "LocateLogitsPass"]
+    assert [p["name"] for p in result["passes"]][:2] == ["NormalizePass", "RestoreNeutralPass"]
     assert result["negative_controls"] == [
         {"name": "untrained", "reproduced": False},
         {"name": "learning rate 0", "reproduced": False},
@@ -140,7 +140,7 @@ def test_no_confirm_and_dry_run_and_stop_after(
     output = ["-o", str(work / "e.onnx")]
     code, result = call_json(capsys, *small, *output, "--dry-run")
     assert code == 0 and result["reproduced"] is None and not work.exists()
-    assert len(result["passes"]) == 8 and result["bytes"]["extended"] > result["bytes"]["base"]
+    assert len(result["passes"]) == 9 and result["bytes"]["extended"] > result["bytes"]["base"]
     code, result = call_json(capsys, *small, *output, "--no-confirm")
     assert code == 0 and result["reproduced"] is None
     assert [p.name for p in work.iterdir()] == ["e.onnx"]
@@ -169,8 +169,8 @@ def test_dump_dir_holds_a_graph_after_each_pass(small: list[str], tmp_path: Path
         run([*small, "-o", str(tmp_path / "e.onnx"), "--no-confirm", "--dump-dir", str(dumps)]) == 0
     )
     names = sorted(p.name for p in dumps.iterdir())
-    assert names[0] == "00-NormalizePass.onnx" and names[-1] == "07-CheckExtensionPass.onnx"
-    assert len(names) == 8
+    assert names[0] == "00-NormalizePass.onnx" and names[-1] == "08-CheckExtensionPass.onnx"
+    assert len(names) == 9
     for name in names:
         onnx.checker.check_model(str(dumps / name))
 
@@ -217,7 +217,7 @@ def test_train_verify_apply_extract_inspect_passes(
     code, result = call_json(capsys, "inspect", plain)
     assert code == 0 and result["extension"] is None and result["switches"] == []
     code, result = call_json(capsys, "passes")
-    assert code == 0 and len(result["passes"]) == 16
+    assert code == 0 and len(result["passes"]) == 17
     for command in (["inspect", trained], ["inspect", plain], ["passes"]):
         assert run(command) == 0
     assert "armed (trained)" in capsys.readouterr().out

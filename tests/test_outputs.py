@@ -92,7 +92,9 @@ def test_dumps_are_replaced_with_force_only_and_stay_when_a_pass_refuses(
     assert run(arguments) == 2
     assert "'W9' is no weight" in capsys.readouterr().err
     first = content(dumps)
-    assert list(first) == ["00-NormalizePass.onnx", "01-LocateLogitsPass.onnx"]
+    assert list(first) == [
+        "00-NormalizePass.onnx", "01-RestoreNeutralPass.onnx", "02-LocateLogitsPass.onnx",
+    ]  # fmt: skip
     assert not base.with_name("e.onnx").exists()
 
     (dumps / "00-NormalizePass.onnx").write_bytes(PRECIOUS)
@@ -100,7 +102,7 @@ def test_dumps_are_replaced_with_force_only_and_stay_when_a_pass_refuses(
     assert "00-NormalizePass.onnx: exists" in capsys.readouterr().err
     assert (dumps / "00-NormalizePass.onnx").read_bytes() == PRECIOUS
     assert run([*arguments, "--allow-extra", "--no-confirm", "--force"]) == 0
-    assert len(content(dumps)) == 8
+    assert len(content(dumps)) == 9
     assert content(dumps)["00-NormalizePass.onnx"] == first["00-NormalizePass.onnx"]
 
 
