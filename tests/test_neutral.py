@@ -153,7 +153,9 @@ def test_put_back_into_the_model(case: str, tmp_path: Path) -> None:
     base, oracle = parse(without, other(shared)), {**shared, **alone}
     save_onnx(tmp_path / "m.onnx", base)
     path = save_onnx(tmp_path / "w.onnx", parse(having, oracle))
-    compiled = gdu_compile.compile(tmp_path / "m.onnx", path, output=tmp_path / "m.gdu.onnx")
+    compiled = gdu_compile.compile(
+        tmp_path / "m.onnx", path, output=tmp_path / "m.gdu.onnx", steps=1
+    )
     assert_reproduced(compiled.report)
     assert {row.name for row in compiled.report.weights} == set(oracle)
     warnings = " ".join(compiled.report.warnings)
@@ -172,7 +174,7 @@ def test_put_back_into_the_oracle(case: str, tmp_path: Path) -> None:
     without, having, shared, alone = CASES[case]
     base = parse(having, other({**shared, **alone}))
     path = save_onnx(tmp_path / "w.onnx", parse(without, shared))
-    compiled = gdu_compile.compile(base, path, output=tmp_path / "m.gdu.onnx")
+    compiled = gdu_compile.compile(base, path, output=tmp_path / "m.gdu.onnx", steps=1)
     assert_reproduced(compiled.report)
     assert {row.name for row in compiled.report.weights} == {*shared, *alone}
     assert not compiled.report.skipped
