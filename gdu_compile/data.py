@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +21,13 @@ from gdu_compile.shapes import fits, list_shape
 
 SYNTHETIC_SAMPLES = 256
 SYNTHETIC_CALLS = 16
+# Together no more numbers than this, but for the least number of samples.
+SYNTHETIC_NUMBERS, SYNTHETIC_LEAST = 1 << 21, 4
 # A dynamic dimension other than the batch gets this size in synthetic data.
 SYNTHETIC_DIM = 8
 # Others that are tried where the network does not run with it: a picture may be too small, a
-# sequence longer than its table of positions.
-OTHER_DIMS = (32, 128, 4, 2, 1)
+# sequence longer than its table of positions, a sound shorter than a window.
+OTHER_DIMS = (32, 128, 4, 2, 1, 512)
 
 
 CALLS_NOTE = ("samples do not lie along axis 0 of every input and of the output: each sample is a "
@@ -460,15 +463,13 @@ def synthetic_inputs(
         samples: how many, where the model does not fix the batch; None for the usual number.
     """
     check_inputs(inputs, calls=calls)
-    count = SYNTHETIC_CALLS if calls else SYNTHETIC_SAMPLES
-    count = samples or count if calls else fixed_batch(inputs) or samples or count
+    shapes = sample_shapes(inputs, calls=calls, dim=dim)
+    count = samples or usual_number(shapes, calls=calls)
+    if not calls:
+        count = fixed_batch(inputs) or count
     arrays: dict[str, Array] = {}
-    for value in inputs:
-        dtype = numpy_dtype(value)
-        if value.shape is None:
-            raise UnsupportedError(f"input {value.name!r} has no shape; give --data")
-        sizes = [size_named(d, {}, dim) for d in value.shape]
-        shape = (count, *(sizes if calls else sizes[1:]))
+    for value, sizes in zip(inputs, shapes, strict=True):
+        dtype, shape = numpy_dtype(value), (count, *sizes)
         if dtype.kind in "iub":
             bounds = limits(value, lambda d: size_named(d, {}, dim))
             arrays[str(value.name)] = whole_numbers(shape, dtype, bounds, rng)
@@ -481,6 +482,26 @@ def seeded_inputs(model: ir.Model) -> dict[str, Array]:
     """Seeded inputs for a comparison of two models, two calls: their samples may lie anywhere."""
     inputs = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
     return synthetic_inputs(inputs, np.random.default_rng(0), calls=True, samples=2)
+
+
+def sample_shapes(
+    inputs: Sequence[ir.Value], *, calls: bool, dim: int
+) -> list[tuple[int, ...]]:  # fmt: skip
+    """The shape of one sample of each input."""
+    shapes = []
+    for value in inputs:
+        if value.shape is None:
+            raise UnsupportedError(f"input {value.name!r} has no shape; give --data")
+        sizes = [size_named(d, {}, dim) for d in value.shape]
+        shapes.append(tuple(sizes if calls else sizes[1:]))
+    return shapes
+
+
+def usual_number(shapes: Sequence[tuple[int, ...]], *, calls: bool) -> int:
+    """How many samples of these shapes: fewer of large ones."""
+    numbers = sum(math.prod(shape) for shape in shapes)
+    most = max(SYNTHETIC_LEAST, SYNTHETIC_NUMBERS // max(numbers, 1))
+    return min(SYNTHETIC_CALLS if calls else SYNTHETIC_SAMPLES, most)
 
 
 def fixed_batch(inputs: Sequence[ir.Value]) -> int | None:

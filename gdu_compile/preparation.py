@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -10,7 +13,7 @@ import onnx_ir as ir
 from gdu_compile import carrying, runtime
 from gdu_compile.arrays import read_arrays
 from gdu_compile.batches import Indices, first_pass, steps_of_a_pass
-from gdu_compile.contracts import PASS_KEY, LogitsSite
+from gdu_compile.contracts import PASS_KEY
 from gdu_compile.data import (
     OTHER_DIMS,
     SYNTHETIC_DIM,
@@ -82,7 +85,7 @@ def prepare_data(extended: ir.Model, options: DataOptions, loss: LossSpec | None
             data, test = split(data, options.hold_out, options.seed)
     else:
         loss = loss or fitting_loss(site, None)
-        dim, shape = trial(extended, site)
+        dim, shape = trial(extended, facts)
         data = synthetic_data(inputs, site, options.seed, loss, shape, dim)
     if facts.memory is None:
         return PreparedData(data=data, test=test)
@@ -90,30 +93,52 @@ def prepare_data(extended: ir.Model, options: DataOptions, loss: LossSpec | None
     return PreparedData(data=data, test=test, classes=classes_of(data, site, loss))
 
 
-def trial(extended: ir.Model, site: LogitsSite) -> tuple[int, list[int] | None]:
-    """The size of dynamic dimensions with which the model runs, and the logits' shape then.
+def trial(extended: ir.Model, facts: Extension) -> tuple[int, list[int] | None]:
+    """The size of dynamic dimensions with which the base runs, and the logits' shape then.
 
-    None for the shape where no run was needed: nothing but the batch is dynamic.
+    None for the shape where no run was needed: nothing but the batch is dynamic.  A size with which
+    an answer is empty or not finite (a mean over nothing) is taken if there is no better one.
     """
+    site = facts.logits
     inputs, skip = extended.graph.inputs, 0 if site.calls else 1
     dims = [dim for value in inputs for dim in list(value.shape or ())[skip:]]
     if None not in site.dims[skip:] and all(isinstance(dim, int) for dim in dims):
         return SYNTHETIC_DIM, None
     problem: InputError | None = None
-    with runtime.on_disk(extended) as path:
+    second: tuple[int, list[int]] | None = None
+    with with_base_logits(extended, facts) as (path, names):
         for dim in dict.fromkeys([SYNTHETIC_DIM, *OTHER_DIMS, *baked_sizes(extended)]):
             arrays = synthetic_inputs(inputs, np.random.default_rng(0), calls=site.calls, dim=dim,
                                       samples=2)  # fmt: skip
             try:
-                found = runtime.run(path, arrays, [site.output], batch=fixed_batch(inputs),
+                found = runtime.run(path, arrays, names, batch=fixed_batch(inputs),
                                     calls=site.calls, called="the model")  # fmt: skip
             except InputError as error:
                 problem = problem or error
-            else:
-                return dim, list(found[site.output].shape)
-    if None in site.dims[skip:] and problem is not None:
+                continue
+            result = dim, list(found[site.output].shape)
+            if all(array.size and np.isfinite(array).all() for array in found.values()):
+                return result
+            second = second or result
+    if second is None and None in site.dims[skip:] and problem is not None:
         raise problem
-    return SYNTHETIC_DIM, None  # the check of the base says why it does not run
+    return second or (SYNTHETIC_DIM, None)  # the check of the base says why it does not run
+
+
+@contextmanager
+def with_base_logits(extended: ir.Model, facts: Extension) -> Iterator[tuple[Path, list[str]]]:
+    """The extended model as a file, and two of its outputs: the loss's, and the base's logits,
+    without which onnxruntime would leave out the base; those only where they are in the main
+    graph."""
+    outputs, names = extended.graph.outputs, [facts.logits.output]
+    made = {value.name: value for node in extended.graph for value in node.outputs}
+    before = list(outputs)
+    if (base := made.get(facts.base_logits)) is not None and base not in before:
+        outputs.append(base)
+        names.append(facts.base_logits)
+    with runtime.on_disk(extended) as path:
+        outputs[:] = before
+        yield path, names
 
 
 def baked_sizes(model: ir.Model, most: int = 6) -> list[int]:

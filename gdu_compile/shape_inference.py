@@ -18,9 +18,13 @@ logger = logging.getLogger(__name__)
 
 def infer(model: ir.Model) -> None:
     """Add what is known of the main graph's values; what the model says itself stays, but for a
-    name that stands for a fixed size."""
+    name that stands for a fixed size, and a shape with another number of axes than there are."""
+    proto = streaming.described(model)
+    for output in proto.graph.output:  # onnx keeps what is said there, right or wrong
+        if output.type.HasField("tensor_type"):
+            output.type.tensor_type.ClearField("shape")
     try:
-        proto = onnx.shape_inference.infer_shapes(streaming.described(model), data_prop=True)
+        proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
     except Exception as error:  # the C++ library raises what it likes
         logger.info("no shapes inferred: %s", error)
         return
@@ -48,12 +52,11 @@ def add(value: ir.Value, found: onnx.TypeProto.Tensor) -> None:
         return
     dims = [dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None
             for dim in found.shape.dim]  # fmt: skip
-    said = list(value.shape) if value.shape is not None else [None] * len(dims)
-    if len(said) != len(dims):
-        return
+    if value.shape is None or len(value.shape) != len(dims):
+        value.shape = ir.Shape(dims)
     value.shape = ir.Shape(
         new if isinstance(new, int) or not known(old) else old
-        for old, new in zip(said, dims, strict=True)
+        for old, new in zip(value.shape, dims, strict=True)
     )
 
 

@@ -315,6 +315,29 @@ def test_quantised_operators(op: str, inputs: list[Any], attributes: dict[str, A
     check(op, *inputs, domain=MICROSOFT, **attributes)
 
 
+@pytest.mark.parametrize("direction, count", [("forward", 1), ("reverse", 1), ("bidirectional", 2)])
+@pytest.mark.parametrize("columns", [1, 16], ids=["one scale", "per column"])
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8])
+def test_dynamic_quantize_lstm(direction: str, count: int, columns: int, dtype: Any) -> None:
+    """Of 5 steps, 3 sequences, 6 inputs, 4 hidden; with and without states, bias and lengths.
+
+    All sequences are as long: onnxruntime's scale also depends on what it leaves in the rows of
+    those that have ended.
+    """
+    scales = [np.abs(floats(count, columns)) / 200 + 0.001 for _ in range(2)]
+    zeros = [np.full((count, columns), 0 if dtype is np.int8 else 131, dtype) for _ in range(2)]
+    scales, zeros = ([a[:, 0] if columns == 1 else a for a in each] for each in (scales, zeros))
+    given = [floats(5, 3, 6), steps(count, 6, 16, dtype=dtype), steps(count, 4, 16, dtype=dtype)]
+    factors = [scales[0], zeros[0], scales[1], zeros[1]]
+    options = {"direction": direction, "hidden_size": 4}
+    check("DynamicQuantizeLSTM", *given, *5 * [None], *factors, domain=MICROSOFT, outputs=3,
+          **options)  # fmt: skip
+    states = [floats(count, 3, 4) for _ in range(2)]
+    lengths = ints(5, 5, 5, dtype=np.int32)
+    check("DynamicQuantizeLSTM", *given, floats(count, 32), lengths, *states, floats(count, 12),
+          *factors, domain=MICROSOFT, outputs=3, **options)  # fmt: skip
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("zeros", ["none", "packed"])
 @pytest.mark.parametrize("wide", [32, 48], ids=["whole blocks", "a part of a block"])

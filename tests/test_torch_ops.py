@@ -384,6 +384,16 @@ def test_pool_uneven(op: str, ceil_mode: int, size: tuple[int, ...]) -> None:
         check_with_onnxruntime(op, floats(1, 2, *size), opset=19, count_include_pad=1, **attributes)
 
 
+@pytest.mark.parametrize("op", ["MaxPool", "AveragePool", "LpPool"])
+@pytest.mark.parametrize("pads", [[0, 0, 0, 0], [1, 0, 0, 0]])
+def test_pool_of_a_window_that_is_too_large(op: str, pads: list[int]) -> None:
+    """onnxruntime rounds the number of places towards 0, and so has one."""
+    attributes = {"kernel_shape": [4, 2], "strides": [3, 2], "pads": pads}
+    more = [{"count_include_pad": 1}] if op == "AveragePool" else []
+    for each in [{}, *more]:
+        check_with_onnxruntime(op, floats(1, 2, 2, 5), opset=19, **attributes, **each)
+
+
 @pytest.mark.parametrize("p", [1, 2, 3])
 def test_global_lp_pool(p: int) -> None:
     check_with_onnxruntime("GlobalLpPool", floats(2, 3, 4, 5), p=p)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as nnf
 from torch import Tensor
@@ -14,6 +16,7 @@ from gdu_compile.torch_backend.ops_quant import (
     mat_mul_integer,
     quantize_linear,
 )
+from gdu_compile.torch_backend.ops_recurrent import Recurrence, functions_of, run_lstm
 from gdu_compile.torch_backend.registry import operator
 
 operator("QuantizeLinear", domain=MICROSOFT)(quantize_linear)
@@ -205,6 +208,50 @@ def q_attention(
         mask_filter_value=mask_filter_value, scale=scale, unidirectional=unidirectional,
         past_present_share_buffer=past_present_share_buffer, num_outputs_=num_outputs_,
     )  # fmt: skip
+
+
+@operator("DynamicQuantizeLSTM", domain=MICROSOFT)
+def dynamic_quantize_lstm(
+    x: Tensor,
+    w: Tensor,
+    r: Tensor,
+    b: Tensor | None,
+    sequence_lens: Tensor | None,
+    initial_h: Tensor | None,
+    initial_c: Tensor | None,
+    p: Tensor | None,
+    w_scale: Tensor,
+    w_zero_point: Tensor,
+    r_scale: Tensor,
+    r_zero_point: Tensor,
+    *,
+    activation_alpha: list[float] | None = None,
+    activation_beta: list[float] | None = None,
+    activations: Sequence[str] = ("Sigmoid", "Tanh", "Tanh") * 2,
+    clip: float | None = None,
+    direction: str = "forward",
+    hidden_size: int | None = None,
+    input_forget: int = 0,
+    num_outputs_: int = 3,
+) -> tuple[Tensor, ...]:
+    weights = _transposed(w, w_scale, w_zero_point)
+    hidden = _transposed(r, r_scale, r_zero_point)
+    given = Recurrence(_through_bytes(x), weights, hidden, b, sequence_lens,
+                       [initial_h, initial_c], direction, layout=0)  # fmt: skip
+    functions = functions_of(activations, activation_alpha, activation_beta)
+    results = run_lstm(given, hidden, p, functions, clip, input_forget, seen=_through_bytes)
+    return results[:num_outputs_]
+
+
+def _transposed(steps: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    """[D, I, G·H] → [D, G·H, I], real; one scale for each direction, or for each column of it."""
+    zero = zero_point.reshape(len(steps), 1, -1)
+    return ((steps.to(scale.dtype) - zero) * scale.reshape(len(steps), 1, -1)).transpose(1, 2)
+
+
+def _through_bytes(x: Tensor) -> Tensor:
+    """What a product with quantised weights sees of ``x``: bytes, with one scale for all of it."""
+    return dequantize_linear(*dynamic_quantize_linear(x))
 
 
 @operator("MatMulNBits", domain=MICROSOFT)

@@ -46,9 +46,12 @@ class Window:
                 places = -(-(length - reach) // stride) + 1
                 if (places - 1) * stride >= self.sizes[i] + begin:
                     places -= 1  # a window must not start in the padding at the end
+            elif isinstance(length, int) and -stride < length - reach < 0:
+                places = 1  # onnxruntime rounds towards 0: one window, larger than the axis
             self.places.append(places)
-            # Without ceil_mode no comparison, which would fix a size while torch.export traces.
-            self.beyond.append(max(0, (places - 1) * stride + reach - length) if ceil_mode else 0)
+            # Without ceil_mode no comparison of a size that is traced: torch.export would fix it.
+            open_end = not ceil_mode and not isinstance(length, int)
+            self.beyond.append(0 if open_end else max(0, (places - 1) * stride + reach - length))
 
     def pad(self, x: Tensor, value: float) -> Tensor:
         """``x`` with all its padding, so that the window fits exactly."""

@@ -55,7 +55,7 @@ ACTIVATIONS = {
 }
 
 
-def _functions(
+def functions_of(
     names: Sequence[str], alphas: Sequence[float] | None, betas: Sequence[float] | None
 ) -> list[Function]:
     """The activation functions; each takes the next alpha and beta, if it has such a parameter."""
@@ -181,7 +181,7 @@ def rnn(
     num_outputs_: int = 2,
 ) -> tuple[Tensor, ...]:
     given = Recurrence(x, w, r, b, sequence_lens, [initial_h], direction, layout)
-    functions = _functions(activations, activation_alpha, activation_beta)
+    functions = functions_of(activations, activation_alpha, activation_beta)
 
     def cell_of(d: int) -> Cell:
         f = _clipped(functions[d], clip)
@@ -214,7 +214,7 @@ def gru(
     num_outputs_: int = 2,
 ) -> tuple[Tensor, ...]:
     given = Recurrence(x, w, r, b, sequence_lens, [initial_h], direction, layout)
-    functions = _functions(activations, activation_alpha, activation_beta)
+    functions = functions_of(activations, activation_alpha, activation_beta)
     size = r.shape[-1]
 
     def cell_of(d: int) -> Cell:
@@ -259,8 +259,21 @@ def lstm(
     num_outputs_: int = 3,
 ) -> tuple[Tensor, ...]:
     given = Recurrence(x, w, r, b, sequence_lens, [initial_h, initial_c], direction, layout)
-    functions = _functions(activations, activation_alpha, activation_beta)
-    peepholes = w.new_zeros(w.shape[0], 3 * r.shape[-1]) if p is None else p
+    functions = functions_of(activations, activation_alpha, activation_beta)
+    return run_lstm(given, r, p, functions, clip, input_forget)[:num_outputs_]
+
+
+def run_lstm(
+    given: Recurrence,
+    r: Tensor,
+    p: Tensor | None,
+    functions: Sequence[Function],
+    clip: float | None,
+    input_forget: int,
+    seen: Function = lambda hidden: hidden,
+) -> tuple[Tensor, ...]:
+    """All outputs; ``seen``: what the product with R sees of the hidden state."""
+    peepholes = r.new_zeros(r.shape[0], 3 * r.shape[-1]) if p is None else p
 
     def cell_of(d: int) -> Cell:
         f, g = (_clipped(function, clip) for function in functions[3 * d : 3 * d + 2])
@@ -269,7 +282,7 @@ def lstm(
 
         def cell(gates: Tensor, states: States) -> States:
             hidden, c = states
-            i, o, forget, content = (gates + hidden @ r[d].T + given.rb[d]).chunk(4, 1)
+            i, o, forget, content = (gates + seen(hidden) @ r[d].T + given.rb[d]).chunk(4, 1)
             i = f(i + p_i * c)
             forget = 1 - i if input_forget else f(forget + p_f * c)
             c = forget * c + i * g(content)
@@ -277,4 +290,4 @@ def lstm(
 
         return cell
 
-    return given.run(cell_of)[:num_outputs_]
+    return given.run(cell_of)
