@@ -222,6 +222,16 @@ def test_derivative_of_microsoft(op: str, inputs: list[Any], attributes: dict[st
      ("LinearRegressor", {"coefficients": [1.0, -2.0, 0.5]}),
      ("LinearClassifier", {"coefficients": [1.0, -2.0, 0.5] * 2, "classlabels_ints": [0, 1],
                            "post_transform": "SOFTMAX", "outputs": 2}),
+     *[("SVMRegressor", {"coefficients": [1.0, -2.0], "rho": [0.3], "n_supports": 2,
+                         "support_vectors": [1.0, 0.5, -1.0, 0.2, 0.3, 2.0],
+                         "kernel_params": [0.3, 0.5, 3.0], "kernel_type": kernel})
+       for kernel in ("LINEAR", "POLY", "RBF", "SIGMOID")],
+     *[("SVMClassifier", {"coefficients": [1.0, -2.0, 0.5, 0.3, 0.2, -0.7], "rho": [0.1, 0.2, 0.3],
+                          "support_vectors": [1.0, 0.5, -1.0, 0.2, 0.3, 2.0, -0.4, 0.1, 0.6],
+                          "vectors_per_class": [1, 1, 1], "classlabels_ints": [0, 1, 2],
+                          "kernel_params": [0.3, 0.5, 3.0], "kernel_type": "RBF", "outputs": 2,
+                          **more})
+       for more in ({}, {"prob_a": [-1.0, -2.0, 0.5], "prob_b": [0.1, 0.2, 0.3]})],
      ("Imputer", {"imputed_value_floats": [0.5]})],
 )  # fmt: skip
 def test_derivative_of_tables(op: str, attributes: dict[str, Any]) -> None:

@@ -33,6 +33,7 @@ from gdu_compile.torch_backend import (
     ops_sequence,
     ops_shape,
     ops_signal,
+    ops_svm,
 )
 from gdu_compile.torch_backend.functions import expand_functions
 from gdu_compile.torch_backend.module import GraphModule, to_array, to_tensor
@@ -59,6 +60,7 @@ __all__ = [
     "ops_sequence",
     "ops_shape",
     "ops_signal",
+    "ops_svm",
     "prepared",
     "to_array",
     "to_tensor",

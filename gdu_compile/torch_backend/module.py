@@ -222,7 +222,14 @@ def attributes_of(node: ir.Node, function: Callable[..., Any]) -> dict[str, Any]
         attributes["num_outputs_"] = len(node.outputs)
     if "dtypes_" in names:
         attributes["dtypes_"] = [dtype_of(value) for value in node.inputs]
+    if "label_used_" in names:
+        attributes["label_used_"] = is_used(node.outputs[0])
     return attributes
+
+
+def is_used(value: ir.Value) -> bool:
+    """Whether anything reads it."""
+    return bool(value.uses()) or value.is_graph_output()
 
 
 def dtype_of(value: ir.Value | None) -> int | None:

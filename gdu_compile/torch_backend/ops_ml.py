@@ -96,10 +96,12 @@ def linear_classifier(
     classlabels_strings: list[str] | None = None,
     coefficients: list[float],
     intercepts: list[float] | None = None,
+    label_used_: bool = True,
     multi_class: int = 0,
     post_transform: str = "NONE",
 ) -> tuple[Tensor, Tensor]:
-    x, labels = _floating(x), _labels(classlabels_ints, classlabels_strings, x)
+    x = _floating(x)
+    labels = _labels(classlabels_ints, classlabels_strings, x, used=label_used_)
     scores = x @ _row(coefficients, x).reshape(-1, x.shape[-1]).T
     scores = scores + _row(intercepts or [0.0], x)
     if scores.shape[1] > 1:
@@ -113,7 +115,12 @@ def linear_classifier(
     return labels[high.to(torch.int64)], _transformed(both, post_transform)
 
 
-def _labels(ints: list[int] | None, strings: list[str] | None, like: Tensor) -> Tensor:
+def _labels(
+    ints: list[int] | None, strings: list[str] | None, like: Tensor, *, used: bool = True
+) -> Tensor:
+    """The labels of the classes; in place of names that nobody reads, the classes' numbers."""
+    if strings and not used:
+        return torch.arange(len(strings), device=like.device)
     if strings or not ints:
         raise UnsupportedError(
             "a classifier of ai.onnx.ml with names as labels: torch has no strings; export it "
@@ -128,13 +135,22 @@ def _transformed(scores: Tensor, how: str) -> Tensor:
         return torch.sigmoid(scores)
     if how == "SOFTMAX":
         return torch.softmax(scores, -1)
-    if how == "SOFTMAX_ZERO":  # a score of 0 stays 0
-        powers = torch.where(scores == 0, 0, (scores - scores.amax(-1, keepdim=True)).exp())
-        total = powers.sum(-1, keepdim=True)
+    if how == "SOFTMAX_ZERO":  # a score near 0 stays there
+        top, zero = scores.amax(-1, keepdim=True), scores.abs() <= 1e-7
+        total = torch.where(zero, 0, (scores - top).exp()).sum(-1, keepdim=True)
+        near = torch.where(zero, scores, 0) * (-top.clamp(min=0)).exp()
+        powers = torch.where(zero, near, (scores - top).exp())
         return powers / torch.where(total == 0, 1, total)
     if how == "PROBIT":
-        return math.sqrt(2) * torch.erfinv(2 * scores - 1)
+        return math.sqrt(2) * _inverse_erf(2 * scores - 1)
     return scores
+
+
+def _inverse_erf(x: Tensor) -> Tensor:
+    """The approximation that onnxruntime and ONNX's reference take (Winitzki, a = 0.147)."""
+    logarithm = ((1 - x) * (1 + x)).log()
+    half = 2 / (math.pi * 0.147) + logarithm / 2
+    return torch.where(x < 0, -1, 1) * ((half.square() - logarithm / 0.147).sqrt() - half).sqrt()
 
 
 # --- trees ------------------------------------------------------------------------
@@ -347,6 +363,7 @@ def tree_ensemble_classifier(
     class_weights_as_tensor: Tensor | None = None,
     classlabels_int64s: list[int] | None = None,
     classlabels_strings: list[str] | None = None,
+    label_used_: bool = True,
     nodes_falsenodeids: list[int],
     nodes_featureids: list[int],
     nodes_hitrates: list[float] | None = None,
@@ -361,7 +378,7 @@ def tree_ensemble_classifier(
     post_transform: str = "NONE",
 ) -> tuple[Tensor, Tensor]:
     x = _floating(x)
-    labels = _labels(classlabels_int64s, classlabels_strings, x)
+    labels = _labels(classlabels_int64s, classlabels_strings, x, used=label_used_)
     forest, places = _old_forest(
         x, nodes_treeids, nodes_nodeids, nodes_featureids, nodes_modes,
         _listed(nodes_values, nodes_values_as_tensor), nodes_missing_value_tracks_true,
