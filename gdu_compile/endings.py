@@ -287,8 +287,11 @@ def classifier(node: ir.Node, value: ir.Value) -> Ending | None:
     transform = node.attributes.get_string("post_transform", "NONE")
     binary = value.shape is not None and value.shape.rank() == 2 and value.shape[1] == 2
     how = f"{node.op_type} ({transform})"
-    trees = node.op_type == "TreeEnsembleClassifier" or "prob_a" in node.attributes
-    if transform == "SOFTMAX" or (transform == "LOGISTIC" and binary):
+    coupled = "prob_a" in node.attributes
+    trees = node.op_type == "TreeEnsembleClassifier" or coupled
+    if transform == "SOFTMAX" and binary and "support_vectors" in node.attributes and not coupled:
+        return Ending("logits", 1, f"{how}: onnxruntime gives 1 − score and score")
+    if transform == "SOFTMAX" or (transform == "LOGISTIC" and binary and not coupled):
         return Ending("probabilities", 1, how)
     if transform == "LOGISTIC":
         return Ending("sigmoid", None, how)

@@ -11,14 +11,27 @@ import onnx
 import onnx_ir as ir
 
 from gdu_compile import streaming
+from gdu_compile.svm_nodes import score_columns
 
-ALIKE = {"Normalizer", "Scaler"}
+ML = "ai.onnx.ml"
+ALIKE = {"Normalizer": 0, "Scaler": 0}
+"""Operator → which output is like its input."""
+MACHINES = {"SVMClassifier": 1, "SVMRegressor": 0}
+"""Operator → which output is [N, scores]."""
 logger = logging.getLogger(__name__)
 
 
 def infer(model: ir.Model) -> None:
     """Add what is known of the main graph's values; what the model says itself stays, but for a
     name that stands for a fixed size, and a shape with another number of axes than there are."""
+    while by_onnx(model):
+        news = [by_rule(node) for node in model.graph if node.domain == ML]
+        if not any(news):
+            return
+
+
+def by_onnx(model: ir.Model) -> bool:
+    """Add what onnx.shape_inference finds; whether it works at all."""
     proto = streaming.described(model)
     for output in proto.graph.output:  # onnx keeps what is said there, right or wrong
         if output.type.HasField("tensor_type"):
@@ -27,21 +40,30 @@ def infer(model: ir.Model) -> None:
         proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
     except Exception as error:  # the C++ library raises what it likes
         logger.info("no shapes inferred: %s", error)
-        return
+        return False
     found = {info.name: info.type for info in [*proto.graph.value_info, *proto.graph.output]}
     for node in model.graph:
-        if node.domain == "ai.onnx.ml" and node.op_type in ALIKE:
-            like_input(node)
         for value in node.outputs:
             if value.name in found and found[value.name].HasField("tensor_type"):
                 add(value, found[value.name].tensor_type)
+    return True
 
 
-def like_input(node: ir.Node) -> None:
-    """The output of an operator that onnx infers nothing for: float32 in the input's shape."""
-    source, value = node.inputs[0], node.outputs[0]
+def by_rule(node: ir.Node) -> bool:
+    """Add float32, and the shape where the input's is known, to the output of an operator that
+    onnx infers nothing for; whether that is news."""
+    scores = {**ALIKE, **MACHINES}.get(node.op_type, len(node.outputs))
+    if scores >= len(node.outputs):
+        return False
+    source = None if not node.inputs or node.inputs[0] is None else node.inputs[0].shape
+    value, shape = node.outputs[scores], source
+    if node.op_type in MACHINES:
+        batch = source[0] if source is not None and source.rank() == 2 else None
+        shape = ir.Shape([batch, score_columns(node)])
+    news = value.type is None or (value.shape is None and shape is not None)
     value.type = value.type or ir.TensorType(ir.DataType.FLOAT)
-    value.shape = value.shape or (None if source is None else source.shape)
+    value.shape = value.shape or shape
+    return news
 
 
 def add(value: ir.Value, found: onnx.TypeProto.Tensor) -> None:

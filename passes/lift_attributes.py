@@ -1,9 +1,10 @@
 """LiftAttributesPass: numbers that classical-ML operators hold in attributes become initializers.
 
-Before: LinearClassifier, LinearRegressor, SVMRegressor with a linear kernel, and Scaler hold their
-weights as attributes, as converters of classical models write them.  After: Gemm, or Sub and Mul,
-on initializers called ``NODE.coefficients``, ``NODE.intercepts`` …; a classifier stays behind with
-the identity as its coefficients: its labels, and what it makes of the scores, are its own.
+Before: LinearClassifier, LinearRegressor, SVMClassifier, SVMRegressor and Scaler hold their weights
+as attributes, as converters of classical models write them.  After: Gemm, or Sub and Mul, on
+initializers called ``NODE.coefficients``, ``NODE.intercepts`` …; a classifier stays behind with the
+identity as its coefficients: its labels, and what it makes of the scores, are its own.  Support
+vector machines: svm_nodes.
 
 Each rewritten node is compared with the original in onnxruntime, bit for bit, at both levels; where
 a bit differs it stays as it was.  State: ``attributes`` (nodes whose numbers stay attributes, and
@@ -20,22 +21,23 @@ import onnx
 import onnx_ir as ir
 from gdu_compile.passes._base import GduPass
 
-from gdu_compile import model_io, runtime
+from gdu_compile import model_io, runtime, svm_nodes
 from gdu_compile.bits import max_abs_diff, same_bits
 from gdu_compile.contracts import State
 from gdu_compile.digits import Array
 from gdu_compile.errors import GduError, UnsupportedError
-from gdu_compile.names import Names
+from gdu_compile.node_rewriter import ML, Rewriter, floats, label, rows_of_labels
 
-ML = "ai.onnx.ml"
 ROWS = (1, 7, 64)
 """Samples that a rewritten node is compared on; a single one takes another kernel."""
 MOST_SCORES = 4096
 """Of a classifier; the identity that it is left with has the square of that."""
+WEIGHTS = {"coefficients", "intercepts", "offset", "scale", "rho", "prob_a", "prob_b"}
 LEAST_OPSET = 11
 """Gemm without a bias."""
 TREES = {"TreeEnsemble", "TreeEnsembleClassifier", "TreeEnsembleRegressor"}
-OTHERS = {"SVMClassifier": "weights of support vectors", "Imputer": "values to put in"}
+OTHERS = {"Imputer": "values to put in"}
+MACHINES = {"SVMClassifier", "SVMRegressor"}
 
 
 class LiftAttributesPass(GduPass):
@@ -80,19 +82,10 @@ def stays(node: ir.Node) -> str | None:
     return None
 
 
-def label(node: ir.Node) -> str:
-    """What the weights of a node are called by."""
-    return node.name or str(node.outputs[0].name)
-
-
-def floats(node: ir.Node, name: str) -> Array:
-    """An attribute of numbers, float32; empty where it is not there."""
-    attribute = node.attributes.get(name)
-    return np.array([] if attribute is None else attribute.as_floats(), dtype=np.float32)
-
-
 def is_lifted(node: ir.Node) -> bool:
-    """Whether it is what is left of a classifier."""
+    """Whether it is what is left of a node that was rewritten."""
+    if node.op_type in MACHINES:
+        return svm_nodes.is_left(node)
     weights, before = floats(node, "coefficients"), node.inputs[0]
     size = round(len(weights) ** 0.5)
     producer = None if before is None else before.producer()
@@ -102,68 +95,6 @@ def is_lifted(node: ir.Node) -> bool:
         and np.array_equal(weights, np.eye(size, dtype=np.float32).reshape(-1))
         and not floats(node, "intercepts").any()
     )  # fmt: skip
-
-
-class Rewriter:
-    """Puts nodes in front of, or in place of, one node."""
-
-    def __init__(self, node: ir.Node, model: ir.Model) -> None:
-        self.node, self.model = node, model
-        self.names = Names(model)
-        self.nodes: list[ir.Node] = []
-
-    def weight(self, what: str, array: Array) -> ir.Value:
-        """An initializer that belongs to the node."""
-        name = self.names.fresh(f"{label(self.node)}.{what}")
-        tensor = ir.tensor(array, name=name)
-        value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape),
-                         const_value=tensor)  # fmt: skip
-        self.model.graph.register_initializer(value)
-        return value
-
-    def op(
-        self, op_type: str, *inputs: ir.Value, dtype: ir.DataType = ir.DataType.FLOAT,
-        **attributes: int,
-    ) -> ir.Value:  # fmt: skip
-        """A node of the default domain with one output."""
-        name = self.names.fresh(f"{label(self.node)}/{op_type}")
-        output = ir.Value(name=self.names.fresh(f"{name}_out"), type=ir.TensorType(dtype))
-        self.nodes.append(ir.node(op_type, list(inputs), attributes, outputs=[output], name=name))
-        return output
-
-    def data(self) -> ir.Value:
-        """The node's input as float32, as the operator itself takes it."""
-        (x, *_) = self.node.inputs
-        assert x is not None
-        if x.dtype == ir.DataType.FLOAT:
-            return x
-        return self.op("Cast", x, to=ir.DataType.FLOAT.value)
-
-    def varying(self, x: ir.Value, weight: ir.Value) -> ir.Value:
-        """The weight, as something that depends on x: for a constant one onnxruntime takes another
-        kernel at one sample, whose last bits are not the operator's."""
-        total = self.op("ReduceSum", x, keepdims=0)
-        never = self.op("Less", total, total, dtype=ir.DataType.BOOL)
-        return self.op("Where", never, total, weight)
-
-    def linear(self, x: ir.Value, weight: ir.Value, bias: ir.Value | None) -> ir.Value:
-        """x·Wᵀ + b: W is [rows of W, columns of x]."""
-        inputs = [x, self.varying(x, weight), *([] if bias is None else [bias])]
-        return self.op("Gemm", *inputs, transB=1)
-
-    def finish(self, result: ir.Value | None = None) -> None:
-        """Insert the nodes before the node; ``result`` takes its place."""
-        graph = self.node.graph
-        assert isinstance(graph, ir.Graph)
-        graph.insert_before(self.node, self.nodes)
-        if result is None:
-            return
-        (output,) = self.node.outputs
-        name = str(output.name)
-        output.name = self.names.fresh(f"{name}_before")
-        result.name, result.shape = name, output.shape
-        output.replace_all_uses_with(result, replace_graph_outputs=True)
-        graph.remove(self.node, safe=True)
 
 
 def linear_classifier(r: Rewriter) -> None:
@@ -180,12 +111,6 @@ def linear_classifier(r: Rewriter) -> None:
     r.node.attributes["intercepts"] = ir.AttrFloat32s("intercepts", [0.0] * rows)
 
 
-def rows_of_labels(node: ir.Node) -> int:
-    """How many scores there are, where no intercepts say it."""
-    kinds = [node.attributes.get(f"classlabels_{kind}") for kind in ("ints", "strings")]
-    return max(len(kind.value) for kind in kinds if kind is not None)
-
-
 def linear_regressor(r: Rewriter) -> None:
     """x·Wᵀ + b."""
     rows = r.node.attributes.get_int("targets", 1)
@@ -193,19 +118,6 @@ def linear_regressor(r: Rewriter) -> None:
     x, bias = r.data(), r.weight("intercepts", intercepts) if len(intercepts) else None
     weight = r.weight("coefficients", floats(r.node, "coefficients").reshape(rows, -1))
     r.finish(r.linear(x, weight, bias))
-
-
-def svm_regressor(r: Rewriter) -> None:
-    """x·Wᵀ + ρ, or by way of the products with the support vectors."""
-    supports = r.node.attributes.get_int("n_supports", 0)
-    x, rho = r.data(), r.weight("rho", floats(r.node, "rho"))
-    coefficients = r.weight("coefficients", floats(r.node, "coefficients").reshape(1, -1))
-    if supports:
-        vectors = r.weight(
-            "support_vectors", floats(r.node, "support_vectors").reshape(supports, -1)
-        )
-        x = r.linear(x, vectors, None)
-    r.finish(r.linear(x, coefficients, rho))
 
 
 def scaler(r: Rewriter) -> None:
@@ -217,7 +129,7 @@ def scaler(r: Rewriter) -> None:
 
 LIFTED: dict[str, Callable[[Rewriter], None]] = {
     "LinearClassifier": linear_classifier, "LinearRegressor": linear_regressor,
-    "SVMRegressor": svm_regressor, "Scaler": scaler,
+    "SVMClassifier": svm_nodes.classifier, "SVMRegressor": svm_nodes.regressor, "Scaler": scaler,
 }  # fmt: skip
 """Operator → how it is rewritten."""
 
@@ -249,11 +161,7 @@ def other_form(node: ir.Node, model: ir.Model) -> str | None:
     after = node.attributes.get_string("post_transform", "NONE")
     if node.op_type.endswith("Regressor") and after != "NONE":
         return f"post_transform {after} is not rewritten"
-    if node.op_type == "SVMRegressor":
-        kernel = node.attributes.get_string("kernel_type", "LINEAR")
-        if kernel != "LINEAR" or node.attributes.get_int("one_class", 0) != 0:
-            return f"the kernel {kernel} is not rewritten, nor is a single class"
-    return None
+    return svm_nodes.other_form(node) if node.op_type in MACHINES else None
 
 
 @lru_cache(maxsize=64)
@@ -282,7 +190,9 @@ def compared(content: bytes, opset: tuple[int, int], dtype: int) -> str | None:
 def shuffle(node: onnx.NodeProto, rng: np.random.Generator) -> None:
     """Other weights of the same form: an oracle's may be anything."""
     for attribute in node.attribute:
-        if attribute.name in {"coefficients", "intercepts", "offset", "scale", "support_vectors"}:
+        if attribute.name == "support_vectors":  # as far from each other as the kernel can tell
+            attribute.floats[:] = rng.permutation(attribute.floats)
+        elif attribute.name in WEIGHTS:
             attribute.floats[:] = rng.standard_normal(len(attribute.floats)).astype(np.float32)
 
 
@@ -291,12 +201,13 @@ def worst_difference(
 ) -> str | None:
     """How the results of a node and of its rewritten form differ, with the figures, or None."""
     alone = alone_in_a_model(proto, opset, dtype)
-    columns = columns_of(alone.graph[0])
+    columns, centres = columns_of(alone.graph[0]), floats(alone.graph[0], "support_vectors")
     rewritten = alone.clone()
     lift(next(iter(rewritten.graph)), rewritten)
     with runtime.on_disk(alone) as old, runtime.on_disk(rewritten) as new:
         for rows in ROWS:
-            x = {str(alone.graph.inputs[0].name): samples(rng, rows, columns, dtype)}
+            array = samples(rng, rows, columns, centres)
+            x = {str(alone.graph.inputs[0].name): array.astype(dtype.numpy())}
             for level in runtime.LEVELS:
                 expected = runtime.run(old, x, level=level)
                 got = runtime.run(new, x, list(expected), level=level)
@@ -308,20 +219,25 @@ def worst_difference(
     return None
 
 
-def samples(rng: np.random.Generator, rows: int, columns: int, dtype: ir.DataType) -> Array:
-    """Seeded inputs of a node."""
-    return (3 * rng.standard_normal((rows, columns))).astype(dtype.numpy())
+def samples(rng: np.random.Generator, rows: int, columns: int, centres: Array) -> Array:
+    """Seeded inputs of a node; near its support vectors where it has any: far from all of them a
+    kernel is 0."""
+    noise: Array = rng.standard_normal((rows, columns))
+    if not centres.size:
+        return 3 * noise
+    vectors = centres.reshape(-1, columns)
+    near: Array = vectors[rng.integers(0, len(vectors), rows)] + vectors.std() * noise / 2
+    return near
 
 
 def columns_of(node: ir.Node) -> int:
     """The columns of a node's input; ValueError where its attributes do not say so."""
     if node.op_type == "Scaler":
         return max(len(floats(node, "scale")), len(floats(node, "offset")))
+    if node.op_type in MACHINES:
+        return svm_nodes.columns_of(node)
     name, rows = "coefficients", len(floats(node, "intercepts"))
-    if node.op_type == "SVMRegressor":
-        rows = node.attributes.get_int("n_supports", 0)
-        name, rows = ("support_vectors", rows) if rows else ("coefficients", 1)
-    elif not rows and node.op_type == "LinearClassifier":
+    if not rows and node.op_type == "LinearClassifier":
         rows = rows_of_labels(node)
     elif not rows:
         rows = node.attributes.get_int("targets", 1)

@@ -19,6 +19,7 @@ import gdu_compile
 from gdu_compile import bits, runtime, specialize
 from gdu_compile.contracts import state_of
 from gdu_compile.errors import InputError
+from gdu_compile.node_rewriter import Rewriter
 
 RNG = np.random.default_rng(3)
 ML = "ai.onnx.ml"
@@ -89,7 +90,11 @@ LIFTED: dict[str, tuple[list[onnx.NodeProto], int, dict[str, tuple[int, ...]]]] 
 def test_lifted(case: str, tmp_path: Path) -> None:
     """Recorded like any initializer; the same bits as the operator that holds the oracle itself."""
     nodes, classes, shapes = LIFTED[case]
-    model = model_of(*nodes, classes=classes)
+    assert_lifted(model_of(*nodes, classes=classes), shapes, tmp_path)
+
+
+def assert_lifted(model: ir.Model, shapes: dict[str, tuple[int, ...]], tmp_path: Path) -> None:
+    """Listed, recorded, and extracted with the bits of the operator that holds the oracle."""
     oracle = {name: r(*shape) for name, shape in shapes.items()}
     rows = {row["name"]: row for row in gdu_compile.inspect(save_onnx(tmp_path / "m.onnx", model))[
         "other_weights"]}  # fmt: skip
@@ -116,6 +121,10 @@ def with_attributes(model: ir.Model, oracle: dict[str, np.ndarray[Any, Any]]) ->
         for name in [name for name in each.attributes if f"{each.name}.{name}" in oracle]:
             numbers = oracle[f"{each.name}.{name}"].reshape(-1).tolist()
             each.attributes[name] = ir.AttrFloat32s(name, numbers)
+        if (constant := oracle.get(f"{each.name}.coef0")) is not None:
+            gamma, _, degree = each.attributes["kernel_params"].as_floats()
+            params = [gamma, float(constant[0]), degree]
+            each.attributes["kernel_params"] = ir.AttrFloat32s("kernel_params", params)
     return model
 
 
@@ -180,12 +189,14 @@ TREE = node("TreeEnsembleRegressor", nodes_treeids=[0, 0, 0], nodes_nodeids=[0, 
             nodes_modes=["BRANCH_LEQ", "LEAF", "LEAF"], nodes_truenodeids=[1, 0, 0],
             nodes_falsenodeids=[2, 0, 0], target_treeids=[0, 0], target_nodeids=[1, 2],
             target_ids=[0, 0], target_weights=[1.0, 2.0], n_targets=1)  # fmt: skip
-RBF = node("SVMRegressor", coefficients=r(2), support_vectors=r(2, F), rho=r(1), n_supports=2,
-           kernel_type="RBF", kernel_params=[0.1, 0.0, 3.0])  # fmt: skip
+LARGE = node("SVMRegressor", coefficients=np.ones(500_000), support_vectors=np.ones(500_000 * F),
+             rho=r(1), n_supports=500_000, kernel_type="RBF",
+             kernel_params=[0.1, 0.0, 3.0])  # fmt: skip
 # case → (the node, words of the reason)
 LISTED = {
     "trees": (TREE, "holds its trees in attributes"),
-    "another kernel": (RBF, "the kernel RBF is not rewritten"),
+    "too many support vectors": (
+        LARGE, "rewritten, they take 10000000 bytes a sample, and at most 8388608 are taken"),
     "a transform": (
         node("LinearRegressor", coefficients=r(1, F), intercepts=r(1), post_transform="LOGISTIC"),
         "post_transform LOGISTIC is not rewritten",
@@ -257,7 +268,7 @@ def test_an_old_opset(tmp_path: Path) -> None:
 def test_a_difference_is_told_with_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """The negative control: a rewriting that is wrong in the last bit is not taken."""
 
-    def wrong(rewriter: lift_attributes.Rewriter) -> None:
+    def wrong(rewriter: Rewriter) -> None:
         x = rewriter.data()
         zero = rewriter.weight("tiny", np.full(F, 1e-6, np.float32))
         rewriter.finish(rewriter.op("Add", x, zero))

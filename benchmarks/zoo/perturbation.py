@@ -44,7 +44,7 @@ ATTRIBUTES = {
     "LinearClassifier": ("coefficients", "intercepts"),
     "LinearRegressor": ("coefficients", "intercepts"),
     "Scaler": ("offset", "scale"),
-    "SVMClassifier": ("coefficients", "rho", "support_vectors"),
+    "SVMClassifier": ("coefficients", "prob_a", "prob_b", "rho", "support_vectors"),
     "SVMRegressor": ("coefficients", "rho", "support_vectors"),
     "TreeEnsembleClassifier": ("class_weights",),
     "TreeEnsembleRegressor": ("target_weights",),
