@@ -21,7 +21,7 @@ import click
 import gdu_compile
 from gdu_compile import model_io, oracles, passes, tables
 from gdu_compile import options as option_classes
-from gdu_compile.errors import GduError, InputError
+from gdu_compile.errors import GduError, InputError, NodeError
 from gdu_compile.printable import LINES, printable
 from gdu_compile.report import SCHEMA, Report
 from gdu_compile.version import __version__
@@ -315,7 +315,7 @@ def run(given: list[str]) -> int:
         return code if isinstance(code, int) else 0
     except GduError as error:
         fail(error.kind, error.message, error.problems, as_json)
-        if verbose and error.exit_code == INTERNAL_CODE:
+        if verbose and (error.exit_code == INTERNAL_CODE or isinstance(error, NodeError)):
             traceback.print_exc()
         return error.exit_code
     except click.exceptions.NoArgsIsHelpError as error:

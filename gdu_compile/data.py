@@ -461,6 +461,10 @@ def synthetic_inputs(
         calls: whether a sample is a whole call.
         dim: the size of dynamic dimensions other than the batch.
         samples: how many, where the model does not fix the batch; None for the usual number.
+
+    Raises:
+        InputError: an input has sizes that no array can have.
+        UnsupportedError: one has a kind that cannot be made.
     """
     check_inputs(inputs, calls=calls)
     shapes = sample_shapes(inputs, calls=calls, dim=dim)
@@ -470,11 +474,17 @@ def synthetic_inputs(
     arrays: dict[str, Array] = {}
     for value, sizes in zip(inputs, shapes, strict=True):
         dtype, shape = numpy_dtype(value), (count, *sizes)
-        if dtype.kind in "iub":
-            bounds = limits(value, lambda d: size_named(d, {}, dim))
-            arrays[str(value.name)] = whole_numbers(shape, dtype, bounds, rng)
-        else:
-            arrays[str(value.name)] = rng.standard_normal(shape).astype(dtype)
+        try:
+            if dtype.kind in "iub":
+                bounds = limits(value, lambda d: size_named(d, {}, dim))
+                arrays[str(value.name)] = whole_numbers(shape, dtype, bounds, rng)
+            else:
+                arrays[str(value.name)] = rng.standard_normal(shape).astype(dtype)
+        except (ValueError, MemoryError) as error:
+            raise InputError(
+                f"input {value.name!r}: a synthetic batch {list(shape)} of it cannot be made "
+                f"({error}); give --data with fewer samples, if the sizes are right"
+            ) from error
     return arrays
 
 

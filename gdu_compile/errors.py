@@ -50,6 +50,23 @@ class UnsupportedError(GduError):
     exit_code = 2
 
 
+class NodeError(InputError):
+    """A node of the model cannot be run on the values that it gets.
+
+    The cause is kept: whether the file or an operator of ours is wrong, the traceback shows.
+    """
+
+
+class TimeLimitError(GduError):
+    """A forward call takes longer than ``--run-limit`` allows.
+
+    No InputError: who tries other inputs, or does without a run, shall not try on.
+    """
+
+    kind = "time limit"
+    exit_code = 2
+
+
 class ContractError(GduError):
     """A stage left something behind that it promised not to: our fault."""
 

@@ -109,4 +109,4 @@ def size_named(dim: int | ir.SymbolicDim, known: Mapping[str, int], other: int) 
     if isinstance(dim, int):
         return dim
     terms = [term.strip() for term in (dim.value or "").split("+")]
-    return sum(int(t) if t.isdecimal() else known.get(t, other) for t in terms)
+    return sum(int(t) if t.isdecimal() and len(t) < 19 else known.get(t, other) for t in terms)

@@ -83,6 +83,7 @@ class GraphModule(torch.nn.Module):
 
         Raises:
             UnsupportedError: a node was reached whose operator the table lacks.
+            NodeError: torch cannot run a node on the values that it gets.
         """
         # Not getattr, 1 µs each: a memory in many buckets has thousands of constants.
         held: dict[str, Any] = {**self._parameters, **self._buffers}
@@ -120,7 +121,8 @@ def lower(graph: ir.Graph, opset: int, hold: Hold) -> Program:
         chain, call = next_call(nodes[done:], opset, hold)
         names = tuple(output.name or "" for output in blocks.results_of(chain))
         dropped = [name for drop in drops[done : done + len(chain)] for name in drop]
-        steps.append(Step(call, names, tuple(dropped)))
+        said = f"{called(chain[-1])} ({chain[-1].op_type})"
+        steps.append(Step(said, call, names, tuple(dropped)))
         done += len(chain)
     inputs, outputs = names_of(graph.inputs), names_of(graph.outputs)
     made = {output.name for node in nodes for output in node.outputs}

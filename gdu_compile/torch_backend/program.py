@@ -12,15 +12,25 @@ from typing import Any
 
 import torch
 
+from gdu_compile.errors import NodeError
+from gdu_compile.torch_backend.numbers import TRACED
+
 # value name → a tensor; while torch traces some are Numbers
 Environment = dict[str, Any]
 Call = Callable[[Environment], tuple[Any, ...]]
+REFUSALS = (IndexError, ValueError, ArithmeticError, RuntimeError)
+"""What torch raises about the values that it is given: indices, shapes, dtypes, memory.  Anything
+else (TypeError, KeyError, AttributeError …) is a fault of ours, and goes through."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One node: what to call, on which names, and which names nobody needs afterwards."""
+    """One node: what to call, which names it makes, and which nobody needs afterwards.
 
+    ``node`` is what a message calls it.
+    """
+
+    node: str
     call: Call
     outputs: tuple[str, ...]
     drop: tuple[str, ...]
@@ -43,9 +53,18 @@ class Program:
     kept: tuple[str, ...]
 
     def run(self, environment: Environment) -> Environment:
-        """Execute; the environment is added to."""
+        """Execute; the environment is added to.
+
+        Raises:
+            NodeError: torch cannot run a node on the values that it gets.
+        """
         for step in self.steps:
-            results = step.call(environment)
+            try:
+                results = step.call(environment)
+            except REFUSALS as error:
+                if TRACED in environment:
+                    raise  # who traces has exceptions of its own, and catches them
+                raise refused(step, error) from error
             for name, result in zip(step.outputs, results, strict=False):
                 if name:
                     environment[name] = result
@@ -63,3 +82,14 @@ class Program:
         for name in self.kept:
             environment.pop(name, None)
         return results
+
+
+def refused(step: Step, error: Exception) -> NodeError:
+    """What torch says about a node, in one line."""
+    outputs = ", ".join(repr(name) for name in step.outputs if name)
+    reason = (str(error).splitlines() or [""])[0]
+    return NodeError(
+        f"node {step.node}, output {outputs}: torch cannot run it on the values that it gets "
+        f"({type(error).__name__}: {reason}); was the file changed? If onnxruntime runs it on "
+        "the same values, please report it (-v shows more)"
+    )
