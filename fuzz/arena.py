@@ -15,6 +15,7 @@ from typing import Any
 import onnx
 
 from fuzz.seeds import OUT, Target
+from gdu_compile import trial_load
 
 SECRET = b"a secret that lies outside of the folder, and that nobody may read " * 4
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -134,7 +135,7 @@ class Watch:
         """Note what may not be."""
         if not self.on:
             return
-        if event in RUNNING and not (event == "ctypes.dlopen" and given[0] is None):
+        if event in RUNNING and not is_ours(event, given):
             self.seen.append(f"{event} {str(given)[:100]}")
         elif event in CHANGING or (event == "open" and (given[2] or 0) & WRITING):
             for path, folder in places(event, given):
@@ -155,6 +156,13 @@ class Watch:
         inside = any(full == there or full.startswith(there + os.sep) for there in self.allowed)
         if not inside:
             self.seen.append(f"{event} of {full[:200]}")
+
+
+def is_ours(event: str, given: tuple[Any, ...]) -> bool:
+    """Whether it is ctypes' own library, or the process in which a model is loaded on trial."""
+    if event == "subprocess.Popen":
+        return list(given[1][:4]) == [sys.executable, "-P", "-c", trial_load.LOADS]
+    return event == "ctypes.dlopen" and given[0] is None
 
 
 def places(event: str, given: tuple[Any, ...]) -> list[tuple[Any, Any]]:

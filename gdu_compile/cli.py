@@ -181,14 +181,14 @@ def apply_command(extended: Path, trained: Path, as_json: bool, verbose: bool, q
 
 @app.command("extract")
 @click.argument("trained", type=click.Path(path_type=Path))
-@flags_of(option_classes.WriteOptions)
+@flags_of(option_classes.ExtractOptions)
 @common
 def extract_command(trained: Path, as_json: bool, verbose: bool, quiet: bool,
-                    output: Path | None, force: bool) -> int:  # fmt: skip
+                    output: Path | None, **options: Any) -> int:  # fmt: skip
     """Fold the extension away: the plain base with the reproduced weights."""
     configure(verbose, quiet)
     output = output or Path(trained.name.split(".gdu")[0] + ".extracted.onnx")
-    gdu_compile.extract(trained, output=output, force=force)
+    gdu_compile.extract(trained, output=output, **options)
     return wrote("extract", trained, output, as_json)
 
 

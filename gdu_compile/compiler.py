@@ -37,6 +37,7 @@ from gdu_compile.preparation import (
     wanted_batch,
 )
 from gdu_compile.report import PassRow, Report
+from gdu_compile.time_limit import run_limit
 from gdu_compile.training_set import form_of
 from gdu_compile.workflows import describe, trained_name
 
@@ -104,8 +105,17 @@ def compile(
     chosen = CompileOptions.of(options)
     check_outputs((model, weights, oracle, chosen.data, chosen.test_data), chosen,
                   RECORD_PASSES if oracle is None else LEARN_PASSES)  # fmt: skip
-    begin = time.perf_counter()
     source = Source(model)
+    with run_limit(chosen.run_limit, source.name):
+        return compile_source(source, weights, oracle, chosen)
+
+
+def compile_source(
+    source: Source, weights: WeightsLike | None, oracle: AlgorithmLike | None,
+    chosen: CompileOptions,
+) -> Compiled:  # fmt: skip
+    """The stages, top to bottom."""
+    begin = time.perf_counter()
     extended = source.raised(opset_wanted(oracle))
     report = Report("compile", source.name, why=None)
     passes = plan(extended, weights, oracle, chosen, report)

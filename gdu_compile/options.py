@@ -22,12 +22,25 @@ EMITTED = ("onnx", "torch", "both")
 MAX_FLOAT32 = (2 - 2**-23) * 2.0**127
 
 
+RUN_LIMIT = 3600.0
+"""Seconds for one forward call (1024 samples where the batch is dynamic): it shall stop what does
+not end, and nothing else."""
+
+
 def option(default: T, help: str, *, metavar: str | None = None, short: str | None = None) -> T:
     """A dataclass field with what the command line needs to know."""
     field: T = dataclasses.field(
         default=default, metadata={"help": help, "metavar": metavar, "short": short}
     )
     return field
+
+
+RUN_LIMIT_HELP = "Seconds that one forward call may take; inf for any time."
+
+
+def run_limit_problems(seconds: float) -> list[str]:
+    """What is wrong with --run-limit; NaN is."""
+    return [] if seconds > 0 else [f"--run-limit {seconds}: must be above 0, or inf"]
 
 
 def output_problems(output: Path | None) -> list[str]:
@@ -108,10 +121,12 @@ class DataOptions(Options):
     )  # fmt: skip
     device: str = option("cpu", "Torch device: cpu, cuda, cuda:1 …", metavar="DEVICE")
     seed: int = option(0, "Seed of synthetic data and of the order of samples.")
+    run_limit: float = option(RUN_LIMIT, RUN_LIMIT_HELP, metavar="SECONDS")
 
     def problems(self) -> list[str]:
         """Every value that is out of range."""
         problems = [f"--seed {self.seed}: must be 0 or more"] if self.seed < 0 else []
+        problems += run_limit_problems(self.run_limit)
         if not 0 <= self.hold_out < 1:
             problems.append(f"--hold-out {self.hold_out}: must be 0 or more, and below 1")
         if self.data is None and (self.test_data is not None or self.hold_out):
@@ -224,3 +239,14 @@ class WriteOptions(Options):
     def problems(self) -> list[str]:
         """Every value that is out of range."""
         return output_problems(self.output)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractOptions(WriteOptions):
+    """How a trained file is folded (``gdu-compile extract``)."""
+
+    run_limit: float = option(RUN_LIMIT, RUN_LIMIT_HELP, metavar="SECONDS")
+
+    def problems(self) -> list[str]:
+        """Every value that is out of range."""
+        return super().problems() + run_limit_problems(self.run_limit)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from gdu_compile import carrying, runtime
+from gdu_compile import carrying, runtime, time_limit
 from gdu_compile.arrays import read_arrays
 from gdu_compile.batches import Indices, first_pass, steps_of_a_pass
 from gdu_compile.contracts import PASS_KEY
@@ -106,13 +106,14 @@ def trial(extended: ir.Model, facts: Extension) -> tuple[int, list[int] | None]:
         return SYNTHETIC_DIM, None
     problem: InputError | None = None
     second: tuple[int, list[int]] | None = None
+    called = time_limit.PRESENT.get().name
     with with_base_logits(extended, facts) as (path, names):
         for dim in dict.fromkeys([SYNTHETIC_DIM, *OTHER_DIMS, *baked_sizes(extended)]):
             arrays = synthetic_inputs(inputs, np.random.default_rng(0), calls=site.calls, dim=dim,
                                       samples=2)  # fmt: skip
             try:
                 found = runtime.run(path, arrays, names, batch=fixed_batch(inputs),
-                                    calls=site.calls, called="the model")  # fmt: skip
+                                    calls=site.calls, called=called)  # fmt: skip
             except InputError as error:
                 problem = problem or error
                 continue

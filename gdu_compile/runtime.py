@@ -21,10 +21,10 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
-from gdu_compile import model_io
+from gdu_compile import model_io, time_limit, trial_load
 from gdu_compile.calls import part
 from gdu_compile.digits import Array
-from gdu_compile.errors import InputError
+from gdu_compile.errors import InputError, TimeLimitError
 
 LEVELS = {
     "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
@@ -36,6 +36,9 @@ ort.set_default_logger_severity(4)
 CHUNK = 1024
 """Samples per call where the batch is dynamic, so that memory does not grow with the data."""
 
+SUSPECTS: set[Path] = set()
+"""Temporary files that are not to be loaded here with all optimisations before a trial."""
+
 
 @contextmanager
 def on_disk(model: ir.Model) -> Iterator[Path]:
@@ -43,7 +46,12 @@ def on_disk(model: ir.Model) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="gdu-") as folder:
         path = Path(folder) / "model.onnx"
         model_io.write(model, path, limit=min(model_io.TEMPORARY_BYTES, model_io.EXTERNAL_BYTES))
-        yield path
+        if trial_load.is_suspect(model):
+            SUSPECTS.add(path)
+        try:
+            yield path
+        finally:
+            SUSPECTS.discard(path)
 
 
 def session(
@@ -59,7 +67,11 @@ def session(
 
     Raises:
         InputError: onnxruntime refuses the model.
+        UnsupportedError: onnxruntime ends the process in which it loads the model.
     """
+    if level == "all" and path in SUSPECTS:
+        trial_load.check(path, called or str(path))
+        SUSPECTS.discard(path)
     options = ort.SessionOptions()
     options.graph_optimization_level = LEVELS[level]
     options.log_severity_level = 4
@@ -88,10 +100,14 @@ def said(error: Exception, path: Path) -> str:
 
 
 def call(runner: ort.InferenceSession, names: list[str], inputs: Mapping[str, Array]) -> list[Any]:
-    """One call; bfloat16, which onnxruntime does not hand to numpy, goes over by its bytes."""
+    """One call; bfloat16, which onnxruntime does not hand to numpy, goes over by its bytes.
+
+    Raises:
+        TimeLimitError: it takes longer than the command allows.
+    """
     types = {value.name: value.type for value in [*runner.get_inputs(), *runner.get_outputs()]}
     if BFLOAT16 not in types.values():
-        return list(runner.run(names, inputs))
+        return list(time_limit.bounded(lambda options: runner.run(names, inputs, options)))
     given = {
         name: ort.OrtValue.ortvalue_from_numpy_with_onnx_type(
             np.ascontiguousarray(array).view(np.uint16), onnx.TensorProto.BFLOAT16
@@ -100,7 +116,8 @@ def call(runner: ort.InferenceSession, names: list[str], inputs: Mapping[str, Ar
         else ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
         for name, array in inputs.items()
     }
-    return [array_of(value) for value in runner.run_with_ort_values(names, given)]
+    found = time_limit.bounded(lambda options: runner.run_with_ort_values(names, given, options))
+    return [array_of(value) for value in found]
 
 
 def array_of(value: ort.OrtValue) -> Any:
@@ -137,6 +154,7 @@ def run(
 
     Raises:
         InputError: onnxruntime refuses the model, or fails on these inputs.
+        TimeLimitError: a call takes longer than the command allows.
     """
     runner = session(path, level, called=called)
     names = outputs or [output.name for output in runner.get_outputs()]
@@ -152,6 +170,8 @@ def run(
             ]
             for start in starts
         ]
+    except TimeLimitError:
+        raise
     except Exception as error:  # as above
         raise InputError(
             f"{called or path}: onnxruntime cannot run it ({said(error, path)}); "

@@ -13,13 +13,15 @@ from gdu_compile import model_io, specialize
 from gdu_compile.bases import ModelLike, Rebuilt
 from gdu_compile.confirmation import confirm, run_training, verifier_for
 from gdu_compile.contracts import graph_problems, state_of
+from gdu_compile.digits import Array
 from gdu_compile.errors import ContractError, InputError
 from gdu_compile.losses import LossSpec
 from gdu_compile.metadata import Extension
-from gdu_compile.options import TrainOptions, VerifyOptions, WriteOptions
+from gdu_compile.options import ExtractOptions, TrainOptions, VerifyOptions, WriteOptions
 from gdu_compile.passes.check import CheckExtensionPass
 from gdu_compile.preparation import describe_data, prepare_data, prepare_training
 from gdu_compile.report import Report
+from gdu_compile.time_limit import run_limit
 from gdu_compile.trained import TrainedLike, load_theta
 
 
@@ -47,6 +49,12 @@ def train(extended: ModelLike, **options: Any) -> Report:
     chosen = TrainOptions.of(options)
     check_output(chosen, extended, chosen.data)
     model, report = open_extended("train", extended)
+    with run_limit(chosen.run_limit, report.model):
+        return train_opened(model, report, chosen)
+
+
+def train_opened(model: ir.Model, report: Report, chosen: TrainOptions) -> Report:
+    """Train, confirm, write."""
     prepared = prepare_training(model, chosen, report)
     # A memory that is full already holds the samples in the order of an earlier training.
     shown = replace(prepared, order=None) if specialize.is_armed(model) else prepared
@@ -84,15 +92,24 @@ def verify(extended: ModelLike, trained: TrainedLike, **options: Any) -> Report:
     chosen = VerifyOptions.of(options)
     model, report = open_extended("verify", extended)
     theta = load_theta(trained, Extension.from_metadata(model.metadata_props))
+    report.files["trained"] = None if isinstance(trained, Mapping) else str(trained)
+    with run_limit(chosen.run_limit, report.model):
+        return verify_opened(model, theta, report, chosen)
+
+
+def verify_opened(
+    model: ir.Model, theta: Mapping[str, Array], report: Report, chosen: VerifyOptions
+) -> Report:
+    """Measure a trained θ."""
     filled = specialize.filled(model, theta)
     site = Extension.from_metadata(model.metadata_props).logits
     loss = None if chosen.loss is None else LossSpec.of(chosen.loss, site)
     loaded = prepare_data(model, chosen, loss)
     describe_data(report, loaded.data, chosen)
-    report.files["trained"] = None if isinstance(trained, Mapping) else str(trained)
     if not specialize.is_armed(filled):
         report.warnings.append("the trained θ is not armed: a calibrator is 0")
-    confirm(report, verifier_for(model, Rebuilt(model), loaded, report.model), theta, retrain=None)
+    verifier = verifier_for(model, Rebuilt(model), loaded, report.model)
+    confirm(report, verifier, theta, retrain=None)
     return report
 
 
@@ -131,7 +148,7 @@ def extract(trained: ModelLike, **options: Any) -> ir.Model:
 
     Args:
         trained: a trained ONNX file, or model.
-        options: see ``options.WriteOptions``; ``output`` None writes nothing.
+        options: see ``options.ExtractOptions``; ``output`` None writes nothing.
 
     Raises:
         InputError: not an extended model, or never trained.
@@ -145,10 +162,11 @@ def extract(trained: ModelLike, **options: Any) -> ir.Model:
         >>> sorted(plain.graph.initializers), [node.op_type for node in plain.graph]
         (['fc.bias', 'fc.weight', 'val_5'], ['Reshape', 'Gemm'])
     """
-    chosen = WriteOptions.of(options)
+    chosen = ExtractOptions.of(options)
     check_output(chosen, trained)
-    model, _ = open_extended("extract", trained)
-    plain = specialize.extract(model)
+    model, report = open_extended("extract", trained)
+    with run_limit(chosen.run_limit, report.model):
+        plain = specialize.extract(model)
     if chosen.output is not None:
         model_io.save(plain, chosen.output, force=chosen.force)
     return plain

@@ -19,6 +19,7 @@ from torch._higher_order_ops import while_loop
 
 from gdu_compile.errors import InputError, UnsupportedError
 from gdu_compile.graph_view import called
+from gdu_compile.time_limit import Deadline
 from gdu_compile.torch_backend.numbers import TRACED, Numbers, as_tensor
 from gdu_compile.torch_backend.ops_elementwise import torch_dtype
 from gdu_compile.torch_backend.program import Call, Environment, Program
@@ -94,7 +95,8 @@ def fresh_copy(x: Tensor, flag: Tensor) -> Tensor:
 def loop_call(node: ir.Node, lower: Lower) -> Call:
     """Loop: while the condition holds, and for at most so many iterations.
 
-    As in onnxruntime the condition that the body returns counts where none was given, too.
+    As in onnxruntime the condition that the body returns counts where none was given, too.  It
+    takes as long as the command allows a forward call.
     """
     limit, condition, *states = names_of(node.inputs)
     graph = node.attributes["body"].as_graph()
@@ -108,9 +110,11 @@ def loop_call(node: ir.Node, lower: Lower) -> Call:
         goes_on = environment[condition] if condition else torch.tensor(True, device=device)
         values = [environment[name] for name in states]
         rows: list[list[Tensor]] = []
+        deadline = Deadline()
         for i in range(int(environment[limit])) if limit else count():
             if not goes_on:
                 break
+            deadline.check()
             number = torch.scalar_tensor(i, dtype=torch.int64, device=device)
             goes_on, *results = body.run_inside(environment, (number, goes_on, *values))
             values, row = results[: len(states)], results[len(states) :]
