@@ -89,6 +89,36 @@ def zip_many(rng: random.Random, path: Path) -> None:
     write_members(path, [(f"{index}{name}", content) for index in range(3000)])
 
 
+def zip_links(rng: random.Random, path: Path) -> None:
+    """A member says that it is a link, a folder, or encrypted; or has a name that numpy strips."""
+    members = members_of(path)
+    at = rng.randrange(len(members))
+    with zipfile.ZipFile(path, "w") as archive:
+        for index, (name, content) in enumerate(members):
+            info = zipfile.ZipInfo(name)
+            if index == at:
+                info.external_attr = rng.choice((0o120777, 0o040777, 0o060666, 0)) << 16
+                info.create_system = rng.choice((0, 3, 99))
+                info.extra = rng.choice(
+                    (
+                        b"",
+                        struct.pack("<HHQQQ", 1, 24, 2**40, 2**40, 2**40),
+                        struct.pack("<HH", 1, 9),
+                        b"\x75\x70\x05\x00\x01abcd",
+                    )
+                )
+                content = rng.choice((content, b"../secret.bin", b""))
+            archive.writestr(info, content)
+        archive.comment = rng.choice((b"", b"c" * 65_535, b"PK\x05\x06" + bytes(18)))
+
+
+def zip_inside(rng: random.Random, path: Path) -> None:
+    """Bytes in front of the archive or behind it: of itself, of another directory, of zeros."""
+    content = path.read_bytes()
+    more = rng.choice((content, b"PK\x05\x06" + bytes(18), bytes(70_000), b"#!/bin/sh\n"))
+    path.write_bytes(rng.choice((more + content, content + more)))
+
+
 # --- .npy --------------------------------------------------------------------
 
 DESCRS = ("'<f4'", "'>f4'", "'|O'", "'<f2'", "'<f8'", "'<c8'", "'|V2'", "'|S0'", "'<U7'", "'|b1'",
@@ -149,6 +179,28 @@ def npy_values(rng: random.Random, path: Path) -> None:
 
 
 # --- .safetensors --------------------------------------------------------------
+
+
+def safetensors_places(rng: random.Random, path: Path) -> None:
+    """Two tensors in one place, holes, more tensors than bytes, and sizes that overflow."""
+    content = path.read_bytes()
+    (size,) = struct.unpack("<Q", content[:8])
+    value, body = json.loads(content[8 : 8 + size]), content[8 + size :]
+    names = [name for name in value if name != "__metadata__"]
+    one, other = value[rng.choice(names)], value[rng.choice(names)]
+    how = rng.randrange(5)
+    if how == 0:
+        one["data_offsets"] = list(other["data_offsets"])
+    elif how == 1:
+        one["shape"] = rng.choice(([2**32, 2**32], [2**63, 2], [0, 2**63], [-1, -12], [1] * 500))
+    elif how == 2:
+        value |= {f"{index}": other for index in range(5000)}
+    elif how == 3:
+        value["__metadata__"] = {f"k{index}": wild.text(rng) for index in range(999)}
+    else:
+        body = rng.choice((b"", body + bytes(99), bytes(50) + body))
+    header = json.dumps(value).encode("utf-8", "replace")
+    path.write_bytes(struct.pack("<Q", len(header)) + header + body)
 
 
 def safetensors_header(rng: random.Random, path: Path) -> None:
@@ -271,10 +323,10 @@ def pt_members(rng: random.Random, path: Path) -> None:
     write_members(path, members)
 
 
-ZIP = (zip_names, zip_directory, zip_directory, zip_overlap, zip_many)
+ZIP = (zip_names, zip_directory, zip_directory, zip_overlap, zip_many, zip_links, zip_inside)
 PLANS: dict[str, tuple[wild.Mutator, ...]] = {
     ".npz": (*ZIP, zip_bomb, npy_text, npy_text, npy_text, npy_text, npy_values, npy_values),
-    ".safetensors": (safetensors_header,),
+    ".safetensors": (safetensors_header, safetensors_header, safetensors_places),
     ".pt": (zip_directory, pt_pickle, pt_pickle, pt_pickle, pt_pickle, pt_members),
 }
 
@@ -284,6 +336,6 @@ def mutate(rng: random.Random, path: Path) -> str:
     if rng.random() < 0.2:
         wild.raw(rng, path)
         return "bytes"
-    plan = rng.choice(PLANS[path.suffix])
+    plan = rng.choice((*PLANS[path.suffix], wild.disguised))
     plan(rng, path)
     return plan.__name__

@@ -21,7 +21,7 @@ MEBIBYTES = 1024.0
 """Memory that a case may need beyond that of the program; the files have some kilobytes."""
 MESSAGE = 40_000
 """Characters that a message may have."""
-CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f]")
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 Run = Callable[[list[str]], int]
 
 

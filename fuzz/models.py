@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -188,6 +189,82 @@ def elsewhere(rng: random.Random, model: ModelProto, folder: Path) -> None:
             tensor.external_data.add(key=key, value=value)
 
 
+def overlapping(rng: random.Random, model: ModelProto, folder: Path) -> None:
+    """Every tensor in one file: over each other, over its end, or behind a linked folder."""
+    whole = rng.random() < 0.5
+    (folder / "all.data").write_bytes(bytes(rng.choice((0, 47, 4096, 70_000))))
+    if not (folder / "around").is_symlink():
+        (folder / "around").symlink_to("..")
+    for tensor in [m for m in messages(model) if isinstance(m, TensorProto)]:
+        size = len(numpy_helper.to_array(tensor).tobytes()) if not tensor.external_data else 48
+        for content in ("raw_data", "float_data", "int64_data", "int32_data", "external_data"):
+            tensor.ClearField(content)
+        tensor.data_location = TensorProto.EXTERNAL
+        place = "all.data" if rng.random() < 0.9 else "around/secret.bin"
+        tensor.external_data.add(key="location", value=place)
+        tensor.external_data.add(key="offset", value=str(rng.choice((0, 1, 4, 4090, 2**40))))
+        length = size if whole else rng.choice((0, size - 1, size, size + 1, 2**62))
+        tensor.external_data.add(key="length", value=str(length))
+
+
+def contents(rng: random.Random, model: ModelProto, folder: Path) -> None:
+    """A tensor of strings, of a narrow kind, with dims that do not go, or held twice."""
+    tensor = some(rng, model, TensorProto)
+    if not isinstance(tensor, TensorProto):
+        return
+    how = rng.randrange(4)
+    if how == 0:
+        count = int(np.prod(tensor.dims)) if len(tensor.dims) else 1
+        tensor.data_type = TensorProto.STRING
+        for content in ("raw_data", "float_data", "int64_data", "int32_data"):
+            tensor.ClearField(content)
+        tensor.string_data.extend(
+            [b"1.0", b"\xff\xfe", b"nan"] * (max(0, min(count, 999)) // 3 + 1)
+        )
+    elif how == 1:
+        tensor.data_type = rng.choice(list(range(26)))
+    elif how == 2:
+        tensor.dims[:] = rng.choice(([-3, -4], [-1], [0, 2**62], [2**32, 2**32], [1] * 300, [],
+                                     [12, 1, 1], [4, 3], [2**63 - 1]))  # fmt: skip
+    else:
+        tensor.float_data.extend([1.0] * rng.choice((1, 12, 13)))
+        tensor.int64_data.extend([1] * rng.choice((0, 12)))
+
+
+def inner_functions(rng: random.Random, model: ModelProto, folder: Path) -> None:
+    """Functions that are called in branches of functions, with attributes that refer on."""
+    depth, closed = rng.choice((1, 2, 5, 60)), rng.random() < 0.5
+    for index in range(depth):
+        after = f"g{(index + 1) % depth}" if closed or index < depth - 1 else "Neg"
+        call = f"in.{after}(a)" if after != "Neg" else "Neg(a)"
+        branch = f"{{ c = {call} }}"
+        model.functions.append(parser.parse_function(
+            f'<opset_import: ["": 18, "in": 1], domain: "in"> g{index} (a) => (b) '
+            "{ yes = Constant<value=bool {1}>() "
+            f"b = If(yes) <then_branch = t () => (c) {branch}, "
+            f"else_branch = e () => (c) {branch}> }}"
+        ))  # fmt: skip
+    model.opset_import.add(domain="in", version=1)
+    insert(rng, model, helper.make_node("g0", ["?"], ["?"], domain="in"))
+
+
+def endless(rng: random.Random, model: ModelProto, folder: Path) -> None:
+    """A Loop that never ends: of no count, of a count that nobody lives to see, or in a Loop."""
+    count = rng.choice((2**62, 10**12, None))
+    inner = "inner (int64 j, bool g, float s) => (bool h, float v) { h = Identity(g)  v = Neg(s) }"
+    step = f"Loop(trips, go, t) <body = {inner}>" if rng.random() < 0.3 else "Neg(t)"
+    body = (
+        f"body (int64 i, bool go, float t) => (bool on, float u) {{ on = Identity(go) u = {step} }}"
+    )
+    trips = numpy_helper.from_array(np.array(count or 2**62), "trips")
+    model.graph.initializer.append(trips)
+    use(model, [
+        helper.make_node("Constant", [], ["start"], value_float=0.0),
+        helper.make_node("Loop", ["" if count is None else "trips", "", "start"], ["bomb"],
+                         body=parser.parse_graph(body)),
+    ])  # fmt: skip
+
+
 def deep_graph(rng: random.Random, model: ModelProto, folder: Path) -> bytes:
     """If inside If, up to 5000 deep; written by hand, as libraries refuse to."""
     inner = GraphProto(name="inner").SerializeToString()
@@ -259,13 +336,17 @@ def bombs(rng: random.Random, model: ModelProto, folder: Path) -> None:
 
 
 def use(model: ModelProto, made: list[onnx.NodeProto]) -> None:
-    """Add a value to the first input of the last node."""
-    last = model.graph.node[-1]
-    if last.input:
-        made.append(helper.make_node("Add", [last.input[0], "bomb"], ["bomb_sum"]))
-        last.input[0] = "bomb_sum"
-        for node in made:
-            model.graph.node.insert(len(model.graph.node) - 1, node)
+    """Add a value to the first input of the last node; of one of the base in an extended model."""
+    given = {value.name for value in model.graph.input}
+    extended = any(entry.key.startswith("gdu.") for entry in model.metadata_props)
+    takes = [node for node in model.graph.node if extended and given & set(node.input[:1])]
+    user = (takes or list(model.graph.node))[-1]
+    if user.input:
+        made.append(helper.make_node("Add", [user.input[0], "bomb"], ["bomb_sum"]))
+        user.input[0] = "bomb_sum"
+        at = list(model.graph.node).index(user)
+        for index, node in enumerate(made):
+            model.graph.node.insert(at + index, node)
 
 
 def loop_bomb(rng: random.Random, model: ModelProto, size: int) -> None:
@@ -330,7 +411,9 @@ def sparse(rng: random.Random, model: ModelProto, folder: Path) -> None:
         return
     made = model.graph.sparse_initializer.add()
     made.values.CopyFrom(helper.make_tensor(tensor.name, 1, [2], [1.0, 2.0]))
-    made.indices.CopyFrom(helper.make_tensor("", 7, [2], [0, wild.integer(rng) % 2**63]))
+    indices = [0, wild.integer(rng) % 2**63 * rng.choice((1, -1))]
+    shape = rng.choice(([2], [2], [2, 1], [1, 2], [0]))
+    made.indices.CopyFrom(helper.make_tensor("", 7, shape, indices if shape != [0] else []))
     made.dims.extend(tensor.dims if rng.random() < 0.5 else [wild.integer(rng) % 2**63])
     if rng.random() < 0.8 and tensor in model.graph.initializer:
         model.graph.initializer.remove(tensor)
@@ -345,6 +428,24 @@ def metadata(rng: random.Random, model: ModelProto, folder: Path) -> None:
     else:
         new = wild.json_text(rng, entry.value)
         entry.value = new.encode("utf-8", "replace").decode()
+
+
+def reserved(rng: random.Random, model: ModelProto, folder: Path) -> None:
+    """Metadata of ours, huge, or on a file that is none of ours; nodes that claim to be ours."""
+    how = rng.randrange(4)
+    if how == 0:
+        huge = rng.choice(("[" + "1," * 10**6 + "1]", '"' + "x" * 10**7 + '"', '{"a":' * 400))
+        entry = rng.choice(list(model.metadata_props) or [model.metadata_props.add(key="gdu.x")])
+        entry.value = huge
+    elif how == 1:
+        keys = ("version", "method", "digits", "logits", "buckets", "memory", "algorithm", "gain")
+        for key in keys:
+            model.metadata_props.add(key=f"gdu.{key}", value=json.dumps(wild.wild_json(rng)))
+    else:
+        for node in [m for m in messages(model) if isinstance(m, onnx.NodeProto)]:
+            if rng.random() < 0.5:
+                value = rng.choice(("InsertRecorderPass", "InsertSwitchesPass", "", "9" * 30))
+                node.metadata_props.add(key=rng.choice(("gdu.pass", "gdu.bound")), value=value)
 
 
 def renamed(rng: random.Random, model: ModelProto, folder: Path) -> None:
@@ -363,8 +464,9 @@ def renamed(rng: random.Random, model: ModelProto, folder: Path) -> None:
 
 PLANS = (fields, fields, fields, tensors, tensors, nodes, nodes, types, operators, cycle, same_name,
          elsewhere, elsewhere, deep_graph, functions, bombs, versions, tables, sparse, metadata,
-         metadata, renamed, renamed)  # fmt: skip
-EXTENDED = (*PLANS, *[metadata] * 12)
+         metadata, renamed, renamed, overlapping, contents, contents, inner_functions,
+         endless, reserved)  # fmt: skip
+EXTENDED = (*PLANS, *[metadata] * 12, *[reserved] * 3)
 
 
 def mutate(rng: random.Random, path: Path) -> str:

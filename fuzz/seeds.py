@@ -35,8 +35,10 @@ class Target:
 
     @property
     def arguments(self) -> list[str]:
-        """The command, split."""
-        return self.command.split()
+        """The command, split, with a limit for what it runs: a base may have been made endless."""
+        words = self.command.split()
+        runs = words[0] not in {"inspect", "apply"} and "--run-limit" not in words
+        return [*words, *(["--run-limit", "2"] if runs else [])]
 
     @property
     def share(self) -> int:
@@ -90,6 +92,22 @@ TARGETS = [
     target("m.onnx --oracle ridge --data d.npz --no-confirm -o out/o.onnx", "m.onnx", "d.npz"),
     target("extract lt.onnx -o out/o.onnx", "lt.onnx"),
     target("verify l.gdu.onnx --trained lt.onnx --data d.npz", "l.gdu.onnx", "lt.onnx", "d.npz"),
+    target("two.onnx --weights other.onnx --no-confirm -o out/o.onnx", "two.onnx", "other.onnx"),
+    target("two.onnx --weights other.onnx --untie --steps 1 -o out/o.onnx", "two.onnx",
+           "other.onnx"),
+    target("tied.onnx --weights untied.npz --untie --no-confirm -o out/o.onnx", "tied.onnx",
+           "untied.npz"),
+    target("inspect tied.onnx --json", "tied.onnx"),
+    target("packed.onnx --weights packed.npz --no-confirm --cover-all -o out/o.onnx",
+           "packed.onnx", "packed.npz"),
+    target("packed.onnx --weights packed.npz --steps 1 -o out/o.onnx", "packed.onnx"),
+    target("ml.onnx --weights ml.npz --no-confirm --cover-all -o out/o.onnx", "ml.onnx", "ml.npz"),
+    target("inspect ml.onnx", "ml.onnx"),
+    target("half.onnx --weights half.npz --steps 1 -o out/o.onnx", "half.onnx"),
+    target("flow.onnx --weights flow.onnx --steps 1 --run-limit 1 -o out/o.onnx", "flow.onnx"),
+    target("m.onnx --weights w.npz --dry-run --why w --json", "m.onnx"),
+    target("m.onnx --weights w.npz --no-confirm --rename ^b=b -o out/o.onnx",
+           "w.npz"),
 ]  # fmt: skip
 
 
@@ -118,6 +136,23 @@ NET = f"""net (float[N,1,4,4] image) => (float[N,3] probs) <{WEIGHTS}, float[4,1
        m = Gemm<transB=1>(f, w, b)  probs = Softmax<axis=-1>(m) }}"""
 OLD = """old (float[N,4] x, float[3,4] w, float[3] b) => (float[N,3] logits)
     { h = Dropout(x)  logits = Gemm<transB=1>(h, w, b) }"""
+TWO = """two (float[N,4] x) => (float[N,3] logits)
+    <float[4,4] %s = {1,2,3,4,5,6,7,8,9,1,2,3,4,5,6,7}, float[4] %s = {1,1,1,1},
+     float[3,4] %s = {1,2,3,4,5,6,7,8,9,10,11,12}>
+    { h = Gemm<transB=1>(x, %s, %s)  r = Relu(h)  logits = Gemm<transB=1>(r, %s) }"""
+TIED = """tied (float[N,4] x) => (float[N,4] logits)
+    <float[4,4] w = {1,2,3,4,5,6,7,8,9,1,2,3,4,5,6,7}>
+    { [one] h = MatMul(x, w)  r = Relu(h)  [two] logits = MatMul(r, w) }"""
+PACKED = """packed (float[N,4] x) => (float[N,3] logits)
+    <int8[3,4] q = {1,2,3,4,5,6,7,8,9,10,11,12}, float s = {0.5}, int8 z = {0},
+     float[3] b = {1,2,3}>
+    { d = DequantizeLinear(q, s, z)  logits = Gemm<transB=1>(x, d, b) }"""
+ML = """ml (float[N,4] x) => (float[N,3] logits)
+    { logits = ai.onnx.ml.LinearRegressor<coefficients=[1.0,2.0,3.0,4.0,5.0,6.0,7.0,8.0,9.0,1.0,2.0,
+      3.0], intercepts=[1.0,2.0,3.0], targets=3>(x) }"""
+HALF = """half (float[N,2,4] x) => (float[N,2,3] logits) <float[4,3] w = {1,2,3,4,5,6,7,8,9,1,2,3}>
+    { h = Cast<to=10>(x)  v = Cast<to=10>(w)  t = Transpose<perm=[0,1,2]>(h)
+      m = MatMul(t, v)  logits = Cast<to=1>(m) }"""
 ALGORITHM = """algorithm (float[n,4] x, int64[n] Y) => (float[3,4] w, float[3] b)
     <float[3,4] k = {1,2,3,4,5,6,7,8,9,1,2,3}, float[3] r = {1,2,3}, float one = {1.0},
      bool yes = {1}> { n1 = Shape(Y)  n = Squeeze(n1)  s = ReduceSum<keepdims=0>(x)
@@ -140,6 +175,19 @@ def build(folder: Path) -> None:
     old = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
     save(folder / "old.onnx", header(9, 3) + OLD, *old)
     save(folder / "a.onnx", header() + ALGORITHM)
+    save(folder / "two.onnx", header() + TWO % (*"wbv", *"wbv"))
+    save(folder / "other.onnx", header() + TWO % (*"kcl", *"kcl"))
+    save(folder / "tied.onnx", header() + TIED)
+    save(folder / "packed.onnx", header() + PACKED)
+    save(folder / "ml.onnx", header(more=', "ai.onnx.ml": 3') + ML)
+    save(folder / "half.onnx", header() + HALF)
+    square = np.arange(16, dtype=np.float32).reshape(4, 4)
+    untied: dict[str, Any] = {"w@one.1": square, "w@two.1": square + 1}
+    np.savez(folder / "untied.npz", **untied)
+    np.savez(folder / "packed.npz", q=W.astype(np.int8), d=W)
+    attributes: dict[str, Any] = {"logits.coefficients": W, "logits.intercepts": B}
+    np.savez(folder / "ml.npz", **attributes)
+    np.savez(folder / "half.npz", w=W.T)
     external(folder)
     write_arrays(folder, arrays)
     np.savez(folder / "d.npz", x=X, y=Y)

@@ -14,7 +14,10 @@ FLOATS = (0.0, -0.0, 1e-45, -1.0, 3e38, float("inf"), float("-inf"), float("nan"
 NAMES = ("", "x", "w", "b", "logits", "..", "../secret", "/etc/hostname", "a/b", "gdu_theta_0",
          "w\n - error: forged", "\x1b[31mred\x1b[0m", "\x00", "[/]", "[bold]w[/bold]", "{0}",
          "%s%n", "'''\n__import__('os').system('touch canary')\n'''", "\"", "\\", "true", "1",
-         "n" * 100_000, "ю‮", "\ud7ff\ufffe", "gdu.version", "../canary", "C:\\canary")  # fmt: skip
+         "n" * 100_000, "ю‮", "\ud7ff\ufffe", "gdu.version", "../canary", "C:\\canary",
+         "\x1b]0;title\x07", "\x9b2J",
+         "w\rerror: forged", "a\u2028b", "w\u202eb", "con", "w@one.1", "w@one.99", "w@.", "@",
+         "out/o.onnx", "a\x00/../../canary", "~", "%(x)s", "w" + "/.." * 99)  # fmt: skip
 Mutator = Callable[[random.Random, Path], None]
 
 
@@ -51,6 +54,13 @@ def flipped(rng: random.Random, old: bytes) -> bytes:
     for _ in range(rng.randint(1, 8) if old else 0):
         new[rng.randrange(len(new))] ^= 1 << rng.randrange(8)
     return bytes(new)
+
+
+def disguised(rng: random.Random, path: Path) -> None:
+    """The bytes of another file beside it, of another format."""
+    others = sorted(other for other in path.parent.iterdir() if other.is_file() and other != path)
+    if others:
+        path.write_bytes(rng.choice(others).read_bytes())
 
 
 def raw(rng: random.Random, path: Path) -> None:

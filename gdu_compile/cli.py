@@ -22,7 +22,7 @@ import gdu_compile
 from gdu_compile import model_io, oracles, passes, tables
 from gdu_compile import options as option_classes
 from gdu_compile.errors import GduError, InputError, NodeError
-from gdu_compile.printable import LINES, printable
+from gdu_compile.printable import CONTROL, LINES, printable
 from gdu_compile.report import SCHEMA, Report
 from gdu_compile.version import __version__
 
@@ -285,6 +285,8 @@ def wrote(command: str, model: Path, output: Path, as_json: bool) -> int:
 def print_json(value: dict[str, Any]) -> None:
     """One object on standard output."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    # JSON leaves the control characters above 127, and those that turn the direction of text.
+    text = CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
     # A file name that is no UTF-8 comes as lone surrogates: escaped, they are still JSON.
     click.echo(text.encode("utf-8", "backslashreplace").decode())
 

@@ -50,7 +50,7 @@ def texts(model: ir.Model) -> Iterator[object]:
 
 
 TEXTS = ("name", "doc_string", "op_type", "domain", "overload", "producer_name",
-         "producer_version", "ref_attr_name")  # fmt: skip
+         "producer_version", "ref_attr_name", "location")  # fmt: skip
 
 
 def check_types(model: ir.Model, path: Path) -> None:

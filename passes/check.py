@@ -27,7 +27,7 @@ class CheckExtensionPass(GduPass):
         """Change the model; return what was done in numbers."""
         facts = Extension.from_metadata(model.metadata_props)
         problems = switch_problems(model, facts) + site_problems(model.graph, facts.logits)
-        problems += stranger_problems(model.graph, facts)
+        problems += stranger_problems(model.graph, facts) + mark_problems(model.graph, facts)
         for name, shape in facts.theta_shapes.items():
             problems += theta_problems(model, name, list(shape), facts.theta_dtype)
         for weight in facts.weights:
@@ -102,6 +102,22 @@ def stranger_problems(graph: ir.Graph, facts: Extension) -> list[str]:
         for node in graph if PASS_KEY not in node.metadata_props
         for inner in nested(node) for used in inner.inputs
         if used is not None and used.name in ours
+    ]  # fmt: skip
+
+
+def mark_problems(graph: ir.Graph, facts: Extension) -> list[str]:
+    """What is marked as ours is taken away later: no node of the base may be."""
+    problems = [
+        f"node {called(inner)} inside of {called(node)} claims to be the extension's"
+        for node in graph if PASS_KEY not in node.metadata_props
+        for inner in nested(node) if PASS_KEY in inner.metadata_props
+    ]  # fmt: skip
+    switched = {facts.logits.name, *(weight.name for weight in facts.weights)}
+    left = {facts.base_logits, *(str(value.name) for value in graph.outputs)} - switched
+    return problems + [
+        f"node {called(node)} of the base claims to be the extension's"
+        for node in graph if PASS_KEY in node.metadata_props
+        and not left.isdisjoint(str(value.name) for value in node.outputs)
     ]  # fmt: skip
 
 

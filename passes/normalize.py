@@ -6,7 +6,7 @@ inlined, all constants are initializers of the main graph, those in attributes t
 (LiftAttributesPass), and initializers are no graph inputs.
 State: ``lifted`` (which initializers were Constant nodes, so that
 RestoreConstantsPass can put them back) and ``source`` (hash of the base's header).
-Refuses: models that are extended already; random and training-mode operators.
+Refuses: models that are extended already, wholly or in part; random and training-mode operators.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from gdu_compile.passes._base import GduPass
 from gdu_compile.passes.lift_attributes import LiftAttributesPass
 from onnx_ir.passes import common
 
-from gdu_compile.contracts import State, graph_problems
+from gdu_compile.contracts import PASS_KEY, State, graph_problems
 from gdu_compile.errors import InputError, UnsupportedError
 from gdu_compile.graph_view import called as name_of
 from gdu_compile.metadata import PREFIX
@@ -45,6 +45,7 @@ class NormalizePass(GduPass):
         state.source = header_hash(model)
         functions = len(model.functions)
         inline(model)
+        refuse_marks(model)
         refuse_random(model)
         make_unique(model)
         if graph_problems(model):
@@ -87,6 +88,17 @@ def free_constants(model: ir.Model) -> None:
                               type=ir.TensorType(tensor.dtype), shape=value.shape)  # fmt: skip
             graph.append(ir.node("Identity", [value], outputs=[output]))
             graph.outputs[index] = output
+
+
+def refuse_marks(model: ir.Model) -> None:
+    """Raise InputError for nodes that say that a pass of ours has made them: what is marked so is
+    taken for the extension later."""
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        if PASS_KEY in node.metadata_props:
+            raise InputError(
+                f"node {name_of(node)} is marked ({PASS_KEY}) as one that gdu-compile has made, so "
+                "the model is part of an extended one; compile the base that it was made from"
+            )
 
 
 def refuse_random(model: ir.Model, called: str = "the model") -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -15,7 +17,7 @@ import pytest
 from fuzz.arena import SECRET, Arena
 from fuzz.cases import Outcome
 from fuzz.driver import mutation, ready, run_cases
-from fuzz.seeds import Target
+from fuzz.seeds import TARGETS, Target
 from gdu_compile import cli
 
 CORPUS = Path(__file__).parent / "corpus"
@@ -73,6 +75,17 @@ def test_many(arena: Arena) -> None:
     """As above, some thousands."""
     outcomes = [outcome for _, outcome in run_cases(arena, mutation(6), range(5000), cli.run)]
     assert not {outcome.command: outcome.problems for outcome in outcomes if outcome.problems}
+
+
+def test_good_files(arena: Arena) -> None:
+    """Unspoiled, every command ends in 0, and a model that is loaded on trial is none to report."""
+
+    def unspoiled(arena: Arena, number: int) -> tuple[Outcome, list[str]]:
+        arena.lay_out(TARGETS[number])
+        return Outcome("", "", TARGETS[number].command), TARGETS[number].arguments
+
+    outcomes = [o for _, o in run_cases(arena, unspoiled, range(len(TARGETS)), cli.run)]
+    assert not {o.command: (o.code, o.message) for o in outcomes if o.code or o.problems}
 
 
 def test_the_same_seed_gives_the_same_files(arena: Arena) -> None:
@@ -161,6 +174,11 @@ def runs_something(_: list[str]) -> int:
     return os.system("true")
 
 
+def runs_python(_: list[str]) -> int:
+    """Starts an interpreter, but not on what a model is loaded with on trial."""
+    return subprocess.run([sys.executable, "-P", "-c", "pass"], check=False).returncode
+
+
 def eats(_: list[str]) -> int:
     """Takes more memory than it should."""
     return 0 if len(b"\1" * (1100 << 20)) else 1
@@ -189,6 +207,7 @@ def emits(_: list[str]) -> int:
         (reads, "read ../secret.bin"),
         (leaks, "o.onnx holds the secret"),
         (runs_something, "os.system"),
+        (runs_python, "subprocess.Popen"),
         (emits, "the source runs __import__"),
         (internal, "exit 3"),
         (says("error: m.onnx: is no good at all\n", 130), "exit 130"),
