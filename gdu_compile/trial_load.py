@@ -41,20 +41,19 @@ except Exception:
 
 def is_suspect(model: ir.Model) -> bool:
     """Whether a model has what onnxruntime has been seen to end the process with."""
-    operators, half = set[str](), False
-    for graph in all_graphs(model):
-        half = half or any(v.dtype == ir.DataType.FLOAT16 for v in graph.initializers.values())
-        for node in graph:
-            operators.add(node.op_type)
-            half = half or any(is_half(attribute) for attribute in node.attributes.values())
-    return half and "Transpose" in operators and not operators.isdisjoint(PRODUCTS)
+    operators = {node.op_type for graph in all_graphs(model) for node in graph}
+    deadly = "Transpose" in operators and not operators.isdisjoint(PRODUCTS)
+    return deadly and any(is_half(graph) for graph in all_graphs(model))
 
 
-def is_half(attribute: ir.Attr) -> bool:
-    """Whether it is a float16 tensor, or what Cast makes one with."""
-    if attribute.type == ir.AttributeType.TENSOR:
-        return attribute.as_tensor().dtype == ir.DataType.FLOAT16
-    return attribute.name == "to" and attribute.value == ir.DataType.FLOAT16.value
+def is_half(graph: ir.Graph) -> bool:
+    """Whether a graph has a float16 constant, or a Cast that makes one."""
+    return any(v.dtype == ir.DataType.FLOAT16 for v in graph.initializers.values()) or any(
+        attribute.as_tensor().dtype == ir.DataType.FLOAT16
+        if attribute.type == ir.AttributeType.TENSOR
+        else attribute.name == "to" and attribute.value == ir.DataType.FLOAT16.value
+        for node in graph for attribute in node.attributes.values()
+    )  # fmt: skip
 
 
 def check(path: Path, called: str) -> None:
