@@ -132,7 +132,8 @@ def evaluated(model: ir.Model, values: Sequence[ir.Value]) -> dict[str, Array]:
         part.graph.register_initializer(value)
     names = [str(value.name) for value in values]
     with runtime.on_disk(part) as path:
-        return runtime.run(path, {}, names, level="none", called="what depends on constants only")
+        called = f"what depends on constants only ({', '.join(map(repr, names[:4]))})"
+        return runtime.run(path, {}, names, level="none", called=called)
 
 
 def size_of(model: ir.Model, values: Sequence[ir.Value]) -> int:
