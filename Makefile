@@ -37,6 +37,8 @@ test-slow: install
 # All of docs/zoo.md: half an hour.  The progress shows the network that runs.
 test-zoo: install
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,zoo]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+	    --target build/zoo-packages -r benchmarks/zoo/packages.txt
 	$(BIN)/pytest -v --durations=10 tests/test_zoo.py
 
 fuzz: install

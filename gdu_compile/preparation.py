@@ -25,6 +25,7 @@ from gdu_compile.data import (
     synthetic_data,
     synthetic_inputs,
 )
+from gdu_compile.digits import Array
 from gdu_compile.errors import InputError
 from gdu_compile.losses import LossSpec
 from gdu_compile.metadata import Extension
@@ -97,7 +98,7 @@ def trial(extended: ir.Model, facts: Extension) -> tuple[int, list[int] | None]:
     """The size of dynamic dimensions with which the base runs, and the logits' shape then.
 
     None for the shape where no run was needed: nothing but the batch is dynamic.  A size with which
-    an answer is empty or not finite (a mean over nothing) is taken if there is no better one.
+    an answer says nothing (a mean over no elements) is taken if there is no better one.
     """
     site = facts.logits
     inputs, skip = extended.graph.inputs, 0 if site.calls else 1
@@ -118,12 +119,17 @@ def trial(extended: ir.Model, facts: Extension) -> tuple[int, list[int] | None]:
                 problem = problem or error
                 continue
             result = dim, list(found[site.output].shape)
-            if all(array.size and np.isfinite(array).all() for array in found.values()):
+            if says_something(found[names[-1]]):
                 return result
             second = second or result
     if second is None and None in site.dims[skip:] and problem is not None:
         raise problem
     return second or (SYNTHETIC_DIM, None)  # the check of the base says why it does not run
+
+
+def says_something(logits: Array) -> bool:
+    """Whether they are finite numbers, and not all the same."""
+    return bool(np.isfinite(logits).all() and logits.size and (logits != logits.flat[0]).any())
 
 
 @contextmanager

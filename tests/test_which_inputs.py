@@ -58,6 +58,13 @@ NETWORKS: dict[str, tuple[str, str, str, Shapes, bool]] = {
     "a picture of 32 at least": (
         "float[N,4,H,K] x", "float[N,3,P,Q] o", "o = Conv<strides=[9,9]>(x, W)",
         {"W": (3, 4, 9, 9)}, False),
+    "a sound of 300 at least": (
+        "float[N,4,T] x", "float[N,3,P] o", "o = Conv<strides=[100]>(x, W)", {"W": (3, 4, 300)},
+        False),
+    "a size with an answer over nothing": (  # 8: no window, and a mean of no numbers
+        "float[N,4,T] x", "float[N,3] o", "p = MaxPool<kernel_shape=[12], strides=[4]>(x) "
+        "a = Constant<value_ints=[2]>() m = ReduceMean<keepdims=0>(p, a) o = MatMul(m, W)", W,
+        False),
     "a size left in a Reshape": (
         "float[T,N,4] x", "float[5,N,3] o", "z = MatMul(x, W) "
         "s = Constant<value_ints=[5,-1,3]>() o = Reshape<allowzero=1>(z, s)", W, True),
@@ -90,6 +97,15 @@ def test_synthetic_data_is_legal(name: str) -> None:
     assert result.trained is not None
     gdu_compile.extract(result.trained)
     assert_reproduced(gdu_compile.train(result.extended))
+
+
+def test_fewer_samples_of_large_inputs() -> None:
+    """Together no more than two million numbers, but for four samples."""
+    picture = ir.val("x", ir.DataType.FLOAT, ["N", 3, 224, 224])
+    for size, count in ((8, 256), (224, 13), (1024, 4)):
+        picture.shape = ir.Shape(["N", 3, size, size])
+        drawn = synthetic_inputs([picture], np.random.default_rng(0))
+        assert drawn["x"].shape == (count, 3, size, size)
 
 
 def test_what_whole_numbers_are_drawn() -> None:

@@ -48,6 +48,14 @@ def compiled(base: ir.Model | Path, **options: Any) -> gdu_compile.Compiled:
     return result
 
 
+def test_an_output_with_a_wrong_number_of_axes() -> None:
+    """As a converter wrote it; onnxruntime goes by what it is."""
+    result = compiled(network("s = Constant<value_ints=[-1,1,3]>() o = Reshape(z, s)",
+                              "float[1,S] o"))  # fmt: skip
+    assert result.report.logits["axis"] == -1
+    assert list(result.extended.graph.outputs[0].shape or ())[1:] == [1, 3]
+
+
 def site_of(base: ir.Model, **options: Any) -> Any:
     """The logits site alone."""
     model = base.clone()

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-from benchmarks.zoo import from_onnx, from_quantizer, from_sklearn, from_torch, from_transformers
+from benchmarks.zoo import (
+    from_onnx,
+    from_packages,
+    from_quantizer,
+    from_sklearn,
+    from_torch,
+    from_transformers,
+)
 from benchmarks.zoo.case import by_name
 
-SOURCES = (from_onnx, from_torch, from_transformers, from_quantizer, from_sklearn)
+SOURCES = (from_onnx, from_torch, from_transformers, from_quantizer, from_sklearn,
+           from_packages)  # fmt: skip
 CASES = by_name(case for source in SOURCES for case in source.cases())

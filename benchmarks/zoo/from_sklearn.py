@@ -20,6 +20,8 @@ CLASSIFIERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "LinearSVC": ("svm", "LinearSVC", {}),
     "SVC, linear": ("svm", "SVC", {"kernel": "linear"}),
     "SVC, rbf": ("svm", "SVC", {}),
+    "SVC, poly, probabilities": ("svm", "SVC", {"kernel": "poly", "probability": True}),
+    "NuSVC, sigmoid": ("svm", "NuSVC", {"kernel": "sigmoid", "nu": 0.1}),
     "MLPClassifier": (
         "neural_network", "MLPClassifier", {"hidden_layer_sizes": (16,), "max_iter": 50}),
     "SGDClassifier": ("linear_model", "SGDClassifier", {"random_state": 0}),
@@ -34,6 +36,8 @@ REGRESSORS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "Ridge": ("linear_model", "Ridge", {}),
     "Lasso": ("linear_model", "Lasso", {}),
     "LinearSVR": ("svm", "LinearSVR", {}),
+    "SVR, rbf": ("svm", "SVR", {}),
+    "OneClassSVM": ("svm", "OneClassSVM", {}),
     "MLPRegressor": (
         "neural_network", "MLPRegressor", {"hidden_layer_sizes": (16,), "max_iter": 50}),
     "RandomForestRegressor": ("ensemble", "RandomForestRegressor", {"n_estimators": 4}),
