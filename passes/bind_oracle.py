@@ -117,13 +117,15 @@ class BindOraclePass(GduPass):
         placed = {"placed": len(standing.how)} if standing.how else {}
         return {"targets": len(targets), "skipped": len(skipped), **placed}
 
-    def wanted(self, model: ir.Model, oracle: OracleWeights) -> set[str]:
-        """What has to be an initializer of a dtype that is recorded."""
-        narrow = {
-            name for name, value in model.graph.initializers.items()
+    def wanted(self, model: ir.Model, oracle: OracleWeights) -> dict[str, None]:
+        """What has to be an initializer of a dtype that is recorded; in order, as the order in
+        which initializers are made is that of the file."""
+        narrow = [
+            name
+            for name, value in model.graph.initializers.items()
             if self.cover_all and is_usual_weight(value)
-        }  # fmt: skip
-        return {*oracle, *narrow}
+        ]
+        return dict.fromkeys([*oracle, *narrow])
 
     def match(
         self, name: str, value: ir.Value, header: ArrayHeader, narrow: str | None = None
