@@ -62,6 +62,15 @@ OPERATORS = {
 }  # fmt: skip
 
 
+def test_a_function_operator_whose_types_onnx_cannot_follow(tmp_path: Path) -> None:
+    """SequenceMap of a sequence of no known type: torch lacks it, and that is all."""
+    body = ("i = Add(h, b) s = SequenceConstruct(i, h) "
+            "t = SequenceMap(s) <body = m (float[N,3] e) => (float[N,3] f) { f = Mul(e, b) }>"
+            "o = ConcatFromSequence<axis=1>(t)")  # fmt: skip
+    report = reproduced(network(body, outputs="float[N,6] o"), tmp_path, known=False)
+    assert any("SequenceMap (opset 18) is not in the torch" in text for text in report.warnings)
+
+
 @pytest.mark.parametrize("opset", [15, 18])
 @pytest.mark.parametrize("name", OPERATORS)
 def test_operators_of_onnxruntime(name: str, opset: int, tmp_path: Path) -> None:

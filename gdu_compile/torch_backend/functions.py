@@ -6,6 +6,7 @@ attributes and input types of the node.  The functions that a model brings along
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import onnx
@@ -14,6 +15,7 @@ from onnx_ir.passes import common
 
 from gdu_compile.torch_backend import control_flow, registry
 
+logger = logging.getLogger(__name__)
 Schema = Any
 """onnx.defs.OpSchema; its type stub lacks what is used here."""
 
@@ -91,9 +93,14 @@ def body_of(node: ir.Node, schema: Schema, opset: int) -> onnx.FunctionProto | N
         if not fitting or len(types) < len(node.inputs):
             return None
         proto = ir.to_proto(node).SerializeToString()
-        text = schema.get_context_dependent_function_with_opset_version(
-            max(fitting), proto, [kind.SerializeToString() for kind in types]
-        )
+        kinds = [kind.SerializeToString() for kind in types]
+        try:
+            text = schema.get_context_dependent_function_with_opset_version(
+                max(fitting), proto, kinds
+            )
+        except Exception as error:  # the C++ library raises what it likes, of types it can't follow
+            logger.info("no body for %s: %s", node.op_type, error)
+            return None
     return onnx.FunctionProto.FromString(text) if text else None
 
 
