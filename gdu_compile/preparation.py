@@ -2,37 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 
-from gdu_compile import carrying, runtime, time_limit
+from gdu_compile import carrying
 from gdu_compile.arrays import read_arrays
 from gdu_compile.batches import Indices, first_pass, steps_of_a_pass
-from gdu_compile.contracts import PASS_KEY
-from gdu_compile.data import (
-    OTHER_DIMS,
-    SYNTHETIC_DIM,
-    Dataset,
-    fitting_loss,
-    fixed_batch,
-    load_data,
-    split,
-    synthetic_data,
-    synthetic_inputs,
-)
-from gdu_compile.digits import Array
-from gdu_compile.errors import InputError
+from gdu_compile.data import Dataset, fitting_loss, load_data, split, synthetic_data
 from gdu_compile.losses import LossSpec
 from gdu_compile.metadata import Extension
 from gdu_compile.optimizers import OptimizerSpec
 from gdu_compile.options import DataOptions, TrainOptions
 from gdu_compile.report import Report
 from gdu_compile.training_set import Classes, check_samples, classes_of
+from gdu_compile.trial import trial
 
 LARGE_TARGETS = 2.0**8
 """Distance of targets from z0 beyond which γ·κ·s may no longer vanish beside an optimizer's ε."""
@@ -92,71 +76,6 @@ def prepare_data(extended: ir.Model, options: DataOptions, loss: LossSpec | None
         return PreparedData(data=data, test=test)
     check_samples(data, facts.memory.slots)
     return PreparedData(data=data, test=test, classes=classes_of(data, site, loss))
-
-
-def trial(extended: ir.Model, facts: Extension) -> tuple[int, list[int] | None]:
-    """The size of dynamic dimensions with which the base runs, and the logits' shape then.
-
-    None for the shape where no run was needed: nothing but the batch is dynamic.  A size with which
-    an answer says nothing (a mean over no elements) is taken if there is no better one.
-    """
-    site = facts.logits
-    inputs, skip = extended.graph.inputs, 0 if site.calls else 1
-    dims = [dim for value in inputs for dim in list(value.shape or ())[skip:]]
-    if None not in site.dims[skip:] and all(isinstance(dim, int) for dim in dims):
-        return SYNTHETIC_DIM, None
-    problem: InputError | None = None
-    second: tuple[int, list[int]] | None = None
-    called = time_limit.PRESENT.get().name
-    with with_base_logits(extended, facts) as (path, names):
-        for dim in dict.fromkeys([SYNTHETIC_DIM, *OTHER_DIMS, *baked_sizes(extended)]):
-            arrays = synthetic_inputs(inputs, np.random.default_rng(0), calls=site.calls, dim=dim,
-                                      samples=2)  # fmt: skip
-            try:
-                found = runtime.run(path, arrays, names, batch=fixed_batch(inputs),
-                                    calls=site.calls, called=called)  # fmt: skip
-            except InputError as error:
-                problem = problem or error
-                continue
-            result = dim, list(found[site.output].shape)
-            if says_something(found[names[-1]]):
-                return result
-            second = second or result
-    if second is None and None in site.dims[skip:] and problem is not None:
-        raise problem
-    return second or (SYNTHETIC_DIM, None)  # the check of the base says why it does not run
-
-
-def says_something(logits: Array) -> bool:
-    """Whether they are finite numbers, and not all the same."""
-    return bool(np.isfinite(logits).all() and logits.size and (logits != logits.flat[0]).any())
-
-
-@contextmanager
-def with_base_logits(extended: ir.Model, facts: Extension) -> Iterator[tuple[Path, list[str]]]:
-    """The extended model as a file, and two of its outputs: the loss's, and the base's logits,
-    without which onnxruntime would leave out the base; those only where they are in the main
-    graph."""
-    outputs, names = extended.graph.outputs, [facts.logits.output]
-    made = {value.name: value for node in extended.graph for value in node.outputs}
-    before = list(outputs)
-    if (base := made.get(facts.base_logits)) is not None and base not in before:
-        outputs.append(base)
-        names.append(facts.base_logits)
-    with runtime.on_disk(extended) as path:
-        outputs[:] = before
-        yield path, names
-
-
-def baked_sizes(model: ir.Model, most: int = 6) -> list[int]:
-    """Sizes that an exporter has left in the shapes of Reshape, though it calls them dynamic."""
-    found: dict[int, None] = {}
-    for node in ir.traversal.RecursiveGraphIterator(model.graph):
-        shape = node.inputs[1] if node.op_type == "Reshape" and len(node.inputs) > 1 else None
-        tensor = None if shape is None else ir.convenience.get_const_tensor(shape)
-        if tensor is not None and PASS_KEY not in node.metadata_props:
-            found |= dict.fromkeys(size for size in tensor.numpy().reshape(-1).tolist() if size > 1)
-    return list(found)[:most]
 
 
 def describe_data(report: Report, data: Dataset, options: DataOptions) -> None:

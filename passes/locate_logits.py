@@ -18,6 +18,7 @@ from gdu_compile.endings import SPELLED, form_changes, is_float
 from gdu_compile.logits import locate_logits, value_at
 from gdu_compile.losses import LossSpec
 from gdu_compile.shape_inference import infer
+from gdu_compile.trial import with_rows
 
 
 class LocateLogitsPass(GduPass):
@@ -52,7 +53,7 @@ class LocateLogitsPass(GduPass):
         inside = self.logits not in {None, *(value.name for value in model.graph.outputs)}
         if inside or not all(says_all(value) for value in model.graph.outputs):
             infer(model)
-        site = state.logits = locate_logits(
+        site = locate_logits(
             model, self.logits, class_axis=self.class_axis, loss=self.loss,
             integers=None if self.targets is None else self.targets.integers,
         )  # fmt: skip
@@ -61,6 +62,7 @@ class LocateLogitsPass(GduPass):
         value.shape, value.type = output.shape, output.type
         if site.exposed:
             model.graph.outputs.append(output)
+        state.logits = with_rows(model, site)
         # onnxruntime fuses more where shapes are said: last bits would not be those of the file.
         for each, (kind, shape) in said.items():
             if each is not value and not each.is_graph_output():

@@ -57,6 +57,9 @@ OPERATORS = {
     "QuickGelu": ("i = Add(h, b) o = com.microsoft.QuickGelu(i)", "float[N,3] o", True),
     "ExpandDims": ("i = Add(h, b) k = Constant<value_int=1>() c = Cast<to=6>(k) "
                    "o = com.microsoft.ExpandDims(i, c)", "float[N,1,3] o", False),
+    "ExpandDims of other rows": (
+        "i = Add(h, b) k = Constant<value_int=1>() c = Cast<to=6>(k) "
+        "o = com.microsoft.ExpandDims(i, c)", "float[rows,1,3] o", False),
     "CDist": ('i = Add(h, b) o = com.microsoft.CDist<metric="euclidean">(i, i)', "float[N,N] o",
               False),
 }  # fmt: skip

@@ -15,6 +15,7 @@ import gdu_compile
 from gdu_compile.calls import by_calls
 from gdu_compile.data import SYNTHETIC_CALLS, SYNTHETIC_SAMPLES, synthetic_inputs
 from gdu_compile.errors import InputError
+from gdu_compile.metadata import Extension
 
 Shapes = dict[str, tuple[int, ...]]
 W: Shapes = {"W": (4, 3)}
@@ -68,6 +69,13 @@ NETWORKS: dict[str, tuple[str, str, str, Shapes, bool]] = {
     "a size left in a Reshape": (
         "float[T,N,4] x", "float[5,N,3] o", "z = MatMul(x, W) "
         "s = Constant<value_ints=[5,-1,3]>() o = Reshape<allowzero=1>(z, s)", W, True),
+    "tokens of all samples in one axis": (
+        "float[N,5,4] x", "float[M,3] o",
+        "s = Constant<value_ints=[-1,4]>() r = Reshape(x, s) o = MatMul(r, W)", W, True),
+    "samples along axis 1 of the input": (
+        "float[5,N] x", "float[M,3] o", "t = Transpose<perm=[1,0]>(x) o = MatMul(t, W)",
+        {"W": (5, 3)}, True),
+    "rows of another name": ("float[N,4] x", "float[rows,3] o", "o = MatMul(x, W)", W, False),
     "times that must be 4": ("float[N,F] x", "float[N,3] o", "o = MatMul(x, W)", W, False),
 }  # fmt: skip
 
@@ -106,6 +114,24 @@ def test_fewer_samples_of_large_inputs() -> None:
         picture.shape = ir.Shape(["N", 3, size, size])
         drawn = synthetic_inputs([picture], np.random.default_rng(0))
         assert drawn["x"].shape == (count, 3, size, size)
+
+
+def test_rows_of_another_name_are_read_off_the_input() -> None:
+    """The base does not run while recording; a number of rows of its own is left to the base."""
+    for name, first in [("rows of another name", ("x", 0)), ("pairs", ("x", 0))]:
+        base = network(name)
+        oracle = random_weights(NETWORKS[name][3], np.random.default_rng(1))
+        extended = gdu_compile.compile(base, oracle, confirm=False).extended
+        assert Extension.from_metadata(extended.metadata_props).logits.dims[0] == first
+    chosen = parse("g (float[N,4] x) => (float[M,3] o) { z = MatMul(x, W) k = Constant<value=float "
+                   "{9}>() s = ReduceSum<keepdims=0>(x, a) c = Greater(s, k) "
+                   "o = Compress<axis=0>(z, c) }",
+                   {"W": np.ones((4, 3), np.float32), "a": np.int64([1])})  # fmt: skip
+    oracle = random_weights(W, np.random.default_rng(1))
+    extended = gdu_compile.compile(chosen, oracle, confirm=False).extended
+    assert Extension.from_metadata(extended.metadata_props).logits.dims[0] is None
+    with pytest.raises(gdu_compile.UnsupportedError, match="rows for 256 samples"):
+        gdu_compile.compile(chosen, oracle)
 
 
 def test_what_whole_numbers_are_drawn() -> None:
