@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import networkx as nx
@@ -99,15 +99,18 @@ def locate_logits(
         (inside,) = fitting
         fitting = [Candidate(inside.output, inside.output, inside.axis, inside.kind, inside.how,
                              graph.outputs[0])]  # fmt: skip
+    behind: dict[ir.Value, Candidate | str] = {}
     if not fitting:
         # Behind floats nothing is looked for: what they are was said.
         others = [value for value in looked_at if not is_float(value)]
-        fitting = list(scores_behind(graph, others, class_axis, loss, integers))
+        behind = scores_behind(graph, others, class_axis, loss, integers)
+        fitting = sorted_scores(behind)
     if not fitting:
-        raise UnsupportedError(
-            "no output of the model can be logits",
-            [f"output {name!r} {reason}" for name, reason in found.items()],
-        )
+        seen = [f"output {name!r} {reason}" for name, reason in found.items()]
+        seen += [f"{value.name!r}, which an output is computed from, {reason}"
+                 for value, reason in behind.items()]  # fmt: skip
+        raise UnsupportedError("no output of the model can be logits; --logits NAME takes a value "
+                               "inside the network", seen)  # fmt: skip
     reached: Collection[object] = reached_by_weights(graph) if len(fitting) > 1 else ()
     chosen = min(fitting, key=lambda each: rank_of(each, reached))
     if not 1 <= chosen.classes <= MOST_CLASSES:
@@ -292,20 +295,21 @@ def axis_by_maker(output: ir.Value, rank: int) -> int | None:
 def scores_behind(
     graph: ir.Graph, outputs: Iterable[ir.Value], class_axis: int | None, loss: LossSpec | None,
     integers: bool | None,
-) -> Iterable[Candidate]:  # fmt: skip
+) -> dict[ir.Value, Candidate | str]:  # fmt: skip
     """What labels, maps and sequences are computed from: the nearest float tensors, which the
-    extension then has as an output of its own; probabilities before others."""
-    seen: set[ir.Value] = set()
-    found: list[Candidate] = []
+    extension then has as an output of its own, or why they cannot be logits."""
+    found: dict[ir.Value, Candidate | str] = {}
     for output in outputs:
         for value in nearest_floats(graph, output):
-            if value in seen:
-                continue
-            seen.add(value)
-            each = candidate(value, output, class_axis, loss, integers)
-            if isinstance(each, Candidate):
-                found.append(each)
-    return sorted(found, key=lambda each: (each.kind in ("values", "logits"), each.kind))
+            if value not in found:
+                found[value] = candidate(value, output, class_axis, loss, integers)
+    return found
+
+
+def sorted_scores(found: Mapping[ir.Value, Candidate | str]) -> list[Candidate]:
+    """Those that can be logits, probabilities before others."""
+    fitting = [each for each in found.values() if isinstance(each, Candidate)]
+    return sorted(fitting, key=lambda each: (each.kind in ("values", "logits"), each.kind))
 
 
 def nearest_floats(graph: ir.Graph, output: ir.Value) -> list[ir.Value]:

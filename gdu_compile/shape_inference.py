@@ -1,23 +1,32 @@
-"""Shapes and dtypes that a model does not say, from onnx.shape_inference.
+"""Shapes and dtypes that a model does not say, from onnx.shape_inference and onnxruntime.
 
-Operators that onnx does not know, and types that onnx_ir has no words for, are passed over.
+Operators that neither knows, and types that onnx_ir has no words for, are passed over.
 """
 
 from __future__ import annotations
 
 import logging
+import re
+from collections.abc import Callable
 
 import onnx
 import onnx_ir as ir
 
-from gdu_compile import streaming
+from gdu_compile import runtime, streaming
+from gdu_compile.errors import InputError
 from gdu_compile.svm_nodes import score_columns
 
 ML = "ai.onnx.ml"
-ALIKE = {"Normalizer": 0, "Scaler": 0}
+ALIKE = {"Imputer": 0, "Normalizer": 0, "Scaler": 0}
 """Operator → which output is like its input."""
 MACHINES = {"SVMClassifier": 1, "SVMRegressor": 0}
 """Operator → which output is [N, scores]."""
+COLUMNS: dict[str, Callable[[ir.Node], int]] = {
+    **dict.fromkeys(MACHINES, score_columns),
+    "FeatureVectorizer": lambda node: sum(node.attributes.get_ints("inputdimensions", [])),
+    "LinearRegressor": lambda node: node.attributes.get_int("targets", 1),
+}  # fmt: skip
+"""Operator → how many columns its output has."""
 logger = logging.getLogger(__name__)
 
 
@@ -27,7 +36,33 @@ def infer(model: ir.Model) -> None:
     while by_onnx(model):
         news = [by_rule(node) for node in model.graph if node.domain == ML]
         if not any(news):
-            return
+            break
+    if any(node.domain not in ("", "ai.onnx", ML) for node in model.graph):
+        ask_onnxruntime(model)
+
+
+def ask_onnxruntime(model: ir.Model) -> None:
+    """Add what onnxruntime knows of values behind operators of its own."""
+    outputs = model.graph.outputs
+    unknown = [
+        value for node in model.graph for value in node.outputs
+        if value.name and not value.is_graph_output() and None in (value.type, value.shape)
+    ]  # fmt: skip
+    before = len(outputs)
+    outputs.extend(unknown)
+    try:
+        with runtime.on_disk(model) as path:
+            found = {info.name: info for info in runtime.session(path, "none").get_outputs()}
+    except InputError as error:
+        logger.info("no shapes from onnxruntime: %s", error)
+        return
+    finally:
+        del outputs[before:]
+    for value in unknown:
+        kind = re.fullmatch(r"tensor\((\w+)\)", found[value.name].type)
+        if kind is not None and found[value.name].shape:  # [] may be anything
+            value.type = value.type or ir.TensorType(ir.DataType[kind[1].upper()])
+            value.shape = value.shape or ir.Shape(found[value.name].shape)
 
 
 def by_onnx(model: ir.Model) -> bool:
@@ -52,16 +87,19 @@ def by_onnx(model: ir.Model) -> bool:
 def by_rule(node: ir.Node) -> bool:
     """Add float32, and the shape where the input's is known, to the output of an operator that
     onnx infers nothing for; whether that is news."""
-    scores = {**ALIKE, **MACHINES}.get(node.op_type, len(node.outputs))
+    scores = {**dict.fromkeys(COLUMNS, 0), **ALIKE, **MACHINES}.get(
+        node.op_type, len(node.outputs)
+    )
     if scores >= len(node.outputs):
         return False
     source = None if not node.inputs or node.inputs[0] is None else node.inputs[0].shape
     value, shape = node.outputs[scores], source
-    if node.op_type in MACHINES:
+    if node.op_type in COLUMNS:
         batch = source[0] if source is not None and source.rank() == 2 else None
-        shape = ir.Shape([batch, score_columns(node)])
+        shape = ir.Shape([batch, COLUMNS[node.op_type](node)])
     news = value.type is None or (value.shape is None and shape is not None)
-    value.type = value.type or ir.TensorType(ir.DataType.FLOAT)
+    kept = node.inputs[0].type if node.op_type == "Imputer" and node.inputs[0] else None
+    value.type = value.type or kept or ir.TensorType(ir.DataType.FLOAT)
     value.shape = value.shape or shape
     return news
 

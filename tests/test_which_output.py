@@ -321,6 +321,39 @@ def test_outputs_that_are_no_floats(body: str, outputs: str) -> None:
     assert report.logits is not None and report.logits["name"] in ("z", "v")
 
 
+BEHIND = {
+    "the body of a classifier behind another's Normalizer": (
+        "n = ai.onnx.ml.Normalizer<norm=\"L1\">(z) k = Cast<to=1>(n) s = Add(k, k) p = Softmax(s)"
+    ),
+    "an Imputer in front": (
+        "n = ai.onnx.ml.Imputer<imputed_value_floats=[0.5]>(z) p = Softmax(n)"),
+    "a FeatureVectorizer": (
+        "n = ai.onnx.ml.FeatureVectorizer<inputdimensions=[3, 3]>(z, z) p = Softmax(n)"),
+    "an operator of onnxruntime's own": (
+        "k = Neg(W) n = com.microsoft.FusedMatMul<transB=1>(z, k) p = Softmax(n)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BEHIND)
+def test_labels_behind_operators_of_which_onnx_infers_nothing(name: str) -> None:
+    """Their shapes are known all the same, and with them those of what follows."""
+    base = network(f"{BEHIND[name]} o = ArgMax<axis=1, keepdims=0>(p)", "int64[N] o")
+    base.graph.opset_imports.update({"ai.onnx.ml": 3, "com.microsoft": 1})
+    site = site_of(base)
+    assert site.name == "p" and site.kind == "probabilities"
+    compiled(base)
+
+
+def test_why_what_is_behind_a_label_is_no_logits() -> None:
+    """The reason is that of the value behind, and the way out is named."""
+    base = network("t = Softmax<axis=0>(z) o = ArgMax<axis=1, keepdims=0>(t)", "int64[N] o")
+    with pytest.raises(gdu_compile.UnsupportedError, match="--logits NAME takes a value") as error:
+        site_of(base)
+    assert len(error.value.problems) == 2
+    assert "'t', which an output is computed from, comes from Softmax" in error.value.problems[1]
+    compiled(base, logits="z")
+
+
 def test_a_value_inside_may_be_named() -> None:
     """--logits names a value that is no output."""
     result = compiled(network("o = Softmax(z)"), logits="z")
