@@ -24,6 +24,7 @@ OPSET = 18
 """Our nodes are written for this opset and newer ones."""
 
 LENIENT = ("topologically sorted", "No opset import", "No Op registered", "Field 'type'",
+           "Field 'shape' of 'type'",
            "Unrecognized type value case", "Field 'name' of 'graph'")  # fmt: skip
 """Complaints of onnx.checker about models that onnxruntime may take all the same."""
 

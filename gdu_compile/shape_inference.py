@@ -46,10 +46,10 @@ def ask_onnxruntime(model: ir.Model) -> None:
     outputs = model.graph.outputs
     unknown = [
         value for node in model.graph for value in node.outputs
-        if value.name and not value.is_graph_output() and None in (value.type, value.shape)
+        if value.name and None in (value.type, value.shape)
     ]  # fmt: skip
     before = len(outputs)
-    outputs.extend(unknown)
+    outputs.extend(value for value in unknown if not value.is_graph_output())
     try:
         with runtime.on_disk(model) as path:
             found = {info.name: info for info in runtime.session(path, "none").get_outputs()}

@@ -115,6 +115,11 @@ def untyped(proto: onnx.ModelProto) -> None:
     proto.graph.output[0].ClearField("type")
 
 
+def unshaped(proto: onnx.ModelProto) -> None:
+    """An output without a shape."""
+    proto.graph.output[0].type.tensor_type.ClearField("shape")
+
+
 def sparse(proto: onnx.ModelProto, rank: int = 1, dims: tuple[int, int] = (4, 3)) -> None:
     """w with three elements that are not 0, at flat or at full indices."""
     indices = np.int64([0, 5, 7]) if rank == 1 else np.int64([[0, 0], [1, 2], [2, 1]])
@@ -161,6 +166,10 @@ TAKEN: dict[str, tuple[onnx.ModelProto, Change, str]] = {
                                      as_is, "No Op registered for LayerNormalization"),
     "a graph without a name": (network(ADD), unnamed, "Field 'name' of 'graph'"),
     "an output without a type": (network(ADD), untyped, "Field 'type'"),
+    "an output without a shape": (network(ADD), unshaped, "Field 'shape' of 'type'"),
+    "an output of onnxruntime's own operator without a type": (
+        network("i = Add(h, b) o = com.microsoft.QuickGelu(i)", more=MICROSOFT), untyped,
+        "Field 'type'"),
     "a sparse initializer": (network(ADD), sparse, "dense in what is written: 'w'"),
     "a sparse initializer by rows": (network(ADD), lambda proto: sparse(proto, 2), "'w'"),
 }  # fmt: skip
