@@ -32,6 +32,10 @@ IR_VERSION = 8
 """Of opset 18.  Before version 4 every initializer had to be an input, too."""
 
 
+DEFAULTS_SINCE = 4
+"""From this IR version on an initializer that is an input, too, is its default value."""
+
+
 class NormalizePass(GduPass):
     """Inline functions, lift constants, and take initializers out of the inputs."""
 
@@ -61,6 +65,8 @@ class NormalizePass(GduPass):
         }
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
         common.LiftSubgraphInitializersToMainGraphPass()(model)
+        if (note := defaults_note(model)) is not None:
+            state.notes.append(note)
         common.RemoveInitializersFromInputsPass()(model)
         model.ir_version = max(model.ir_version, IR_VERSION)
         state.lifted = {
@@ -99,6 +105,20 @@ def refuse_marks(model: ir.Model) -> None:
                 f"node {name_of(node)} is marked ({PASS_KEY}) as one that gdu-compile has made, so "
                 "the model is part of an extended one; compile the base that it was made from"
             )
+
+
+def defaults_note(model: ir.Model) -> str | None:
+    """What becomes of inputs that have default values, for a warning; None without such.
+
+    Before IR version 4 every initializer is an input, too, and a constant all the same.
+    """
+    names = [str(v.name) for v in model.graph.inputs if v.name in model.graph.initializers]
+    if not names or model.ir_version < DEFAULTS_SINCE:
+        return None
+    listed = ", ".join(map(repr, names[:4])) + " …" * (len(names) > 4)
+    return (f"inputs with default values ({listed}) can be given no longer: they are constants in "
+            "what is written, which onnxruntime packs ahead, and last bits of a single sample may "
+            "be others")  # fmt: skip
 
 
 def refuse_random(model: ir.Model, called: str = "the model") -> None:

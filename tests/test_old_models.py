@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx.backend.test
+import onnx_ir as ir
 import pytest
 from onnx import numpy_helper
 from test_record import assert_reproduced
@@ -54,3 +55,20 @@ def test_a_weight_is_the_first_input(tmp_path: Path) -> None:
     report = gdu_compile.compile(tmp_path / "net.onnx", moved(model)).report
     assert_reproduced(report)
     assert [row.name for row in report.weights] == ["W", "b"]
+
+
+@pytest.mark.parametrize(("version", "said"), [(3, False), (4, True), (9, True)])
+def test_default_values_of_inputs_become_constants(version: int, said: bool) -> None:
+    """From IR version 4 on that takes something away, and is said; before, it is what it was."""
+    model = onnx.parser.parse_model(
+        f'<ir_version: {version}, opset_import: ["": 9]>'
+        "g (float[N,3] x, float[3] w, float[3] b) => (float[N,3] z) "
+        "<float[3] w = {1, 2, 3}, float[3] b = {4, 5, 6}> "
+        "{ y = Mul(x, w) z = Add(y, b) }"
+    )
+    oracle = {"w": np.float32([3, 2, 1]), "b": np.float32([1, 1, 2])}
+    compiled = gdu_compile.compile(ir.from_proto(model), oracle, steps=1)
+    assert_reproduced(compiled.report)
+    text = "inputs with default values ('w', 'b')"
+    assert any(text in warning for warning in compiled.report.warnings) is said
+    assert [value.name for value in compiled.extended.graph.inputs] == ["x"]
