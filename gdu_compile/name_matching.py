@@ -161,7 +161,11 @@ def fitted(oracle: OracleWeights, model: ir.Model, state: State) -> Fitted:
     known, renamed, present = by_name(oracle, model)
     state.notes += oracle.notes
     changed = bool(state.restored) or state.counterpart is not None
-    if changed or is_other_export(oracle, model, state, present.values()):
+    if (
+        changed
+        or is_other_export(oracle, model, state, present.values())
+        or elsewhere(oracle, model, present, state)
+    ):
         found = by_structure(oracle, model, state)
         if isinstance(found, Fitted):
             return found
@@ -215,6 +219,39 @@ def complete(names: Collection[str], weights: Mapping[str, ir.Value], state: Sta
         name in given or name in (state.lifted or {}) or not is_usual_weight(value)
         for name, value in weights.items()
     )
+
+
+def elsewhere(
+    oracle: OracleWeights, model: ir.Model, present: Mapping[str, str], state: State
+) -> bool:
+    """Whether the oracle's graph has a constant where the model has one of another name.
+
+    Names that exporters number may be the same and mean others.  Where the graphs differ there is
+    nothing but names, and a note; names that --rename gives count as they are.
+    """
+    from gdu_compile.onnx_weights import at_opset
+    from gdu_compile.structure import match_structure
+
+    if oracle.graph is None or any(oracle[name].name != name for name in present):
+        return False
+    match = match_structure(model, at_opset(oracle.graph, model))
+    if match.differences:
+        state.notes.append(f"{oracle.source}: its weights are taken by their names, but its graph "
+                           "is not the model's, so its outputs may be others: "
+                           f"{'; '.join(match.differences)}")  # fmt: skip
+        return False
+    return any(
+        not (present.get(str(value.name), value.name) == ours.name and value.const_value)
+        and not same_tensor(ours.const_value, value.const_value)
+        for ours, uses in match.uses.items() for values in uses.values() for value in values
+    )  # fmt: skip
+
+
+def same_tensor(one: ir.TensorProtocol | None, other: ir.TensorProtocol | None) -> bool:
+    """Whether both are there, with the same bits."""
+    if one is None or other is None or one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    return one.tobytes() == other.tobytes()
 
 
 def by_structure(oracle: OracleWeights, model: ir.Model, state: State) -> Fitted | tuple[str, ...]:

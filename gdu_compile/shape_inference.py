@@ -87,9 +87,7 @@ def by_onnx(model: ir.Model) -> bool:
 def by_rule(node: ir.Node) -> bool:
     """Add float32, and the shape where the input's is known, to the output of an operator that
     onnx infers nothing for; whether that is news."""
-    scores = {**dict.fromkeys(COLUMNS, 0), **ALIKE, **MACHINES}.get(
-        node.op_type, len(node.outputs)
-    )
+    scores = {**dict.fromkeys(COLUMNS, 0), **ALIKE, **MACHINES}.get(node.op_type, len(node.outputs))
     if scores >= len(node.outputs):
         return False
     source = None if not node.inputs or node.inputs[0] is None else node.inputs[0].shape

@@ -57,6 +57,16 @@ MATCHES: dict[str, tuple[str, Arrays, Arrays, str]] = {
         {"m1": U, "v1": P, "mt": V.T.copy(), "v2": Q}, {"U": U, "p": P, "V": V, "q": Q},
         "4 weights matched",
     ),
+    "the model's names, two of them exchanged": (
+        NET % ("U", "q", "V", "p"), {"U": U, "q": P, "V": V, "p": Q},
+        {"U": U, "p": P, "V": V, "q": Q},
+        "4 weights matched by their places in the graph, 2 of them under another name",
+    ),
+    "the model's names, a square weight transposed": (
+        (NET % ("U", "p", "k", "q")).replace("t = Tanh", "k = Transpose(V) t = Tanh"),
+        {"U": U, "p": P, "V": V.T.copy(), "q": Q}, {"U": U, "p": P, "V": V, "q": Q},
+        "4 weights matched by their places in the graph, 1 of them under another name",
+    ),
     "in a Constant node": (
         (NET % ("m1", "v1", "m2", "k")).replace(
             "t = Tanh", "k = Constant<value = float[3] {1, 2, 3}>() t = Tanh"),
@@ -102,6 +112,36 @@ def test_names_come_first_where_they_are_the_same(tmp_path: Path) -> None:
         net.graph.initializers[name].const_value = ir.tensor(array, name=name)
     compiled = gdu_compile.compile(mlp(), save_onnx(tmp_path / "w.onnx", net), confirm=False)
     assert equal(weights_of(compiled.extended), oracle) and compiled.report.warnings == []
+
+
+GENERATED = """net (float[N,3] x) => (float[N,3] z) {
+    n = Constant<value = int64[1] {3}>() k = ConstantOfShape<value = float[1] {%s}>(n)
+    %s = Constant<value = float[3] {1, %s, 3}>() y = Mul(x, k) u = Add(y, %s) z = Mul(u, w) }"""
+
+
+def test_what_no_name_tells_is_not_left_out(tmp_path: Path) -> None:
+    """A value that an attribute generates, and a Constant of another name: both are the oracle's
+    where all initializers have the model's names."""
+    net = parse(GENERATED % (0.5, "c", 2, "c"), {"w": r(3)})
+    oracle = parse(GENERATED % (0.25, "d", 7, "d"), {"w": P})
+    compiled = gdu_compile.compile(net, save_onnx(tmp_path / "w.onnx", oracle))
+    assert_reproduced(compiled.report)
+    expected = {"w": P, "k": np.full(3, 0.25, np.float32), "c": np.float32([1, 7, 3])}
+    assert equal(weights_of(compiled.extended), expected)
+
+
+def test_names_count_where_the_graphs_differ_and_that_is_said(tmp_path: Path) -> None:
+    """An oracle with the model's names and another operator; with --rename, names alone count."""
+    arrays = {"U": U, "p": P, "V": V, "q": Q}
+    path = save_onnx(tmp_path / "w.onnx", parse(BASE.replace("Tanh", "Relu"), arrays))
+    compiled = gdu_compile.compile(base(), path, confirm=False)
+    assert equal(weights_of(compiled.extended), arrays)
+    words = "its outputs may be others: node of 't' is Tanh, where the oracle has Relu"
+    assert any(words in text for text in compiled.report.warnings)
+    other = parse(NET % ("A", "q", "V", "p"), {"A": U, "q": P, "V": V, "p": Q})
+    path = save_onnx(tmp_path / "v.onnx", other)
+    compiled = gdu_compile.compile(base(), path, rename=["^A$=U"], confirm=False)
+    assert equal(weights_of(compiled.extended), {"U": U, "p": Q, "V": V, "q": P})
 
 
 @pytest.mark.parametrize("name", ALL_MODELS)
