@@ -38,6 +38,7 @@ class Window:
         self.dilations = dilations or [1] * len(kernel)
         self.sides = spatial_pads(self.sizes, kernel, self.strides, self.dilations, pads, auto_pad)
         self.places, self.beyond = [], []
+        traced = torch.compiler.is_compiling()  # a comparison of sizes would fix them
         for i, (begin, end) in enumerate(self.sides):
             length, stride = self.sizes[i] + begin + end, self.strides[i]
             reach = (kernel[i] - 1) * self.dilations[i] + 1
@@ -46,12 +47,11 @@ class Window:
                 places = -(-(length - reach) // stride) + 1
                 if (places - 1) * stride >= self.sizes[i] + begin:
                     places -= 1  # a window must not start in the padding at the end
-            elif isinstance(length, int) and -stride < length - reach < 0:
+            elif not traced and -stride < length - reach < 0:
                 places = 1  # onnxruntime rounds towards 0: one window, larger than the axis
             self.places.append(places)
-            # Without ceil_mode no comparison of a size that is traced: torch.export would fix it.
-            open_end = not ceil_mode and not isinstance(length, int)
-            self.beyond.append(0 if open_end else max(0, (places - 1) * stride + reach - length))
+            exact = traced and not ceil_mode
+            self.beyond.append(0 if exact else max(0, (places - 1) * stride + reach - length))
 
     def pad(self, x: Tensor, value: float) -> Tensor:
         """``x`` with all its padding, so that the window fits exactly."""
