@@ -28,6 +28,11 @@ def real(*shape: int, scale: float = 1.0) -> Drawn:
     return lambda rng: scale * rng.random(shape, dtype=np.float32)
 
 
+def picture(*shape: int) -> Drawn:
+    """Uniform numbers from −1 to 1: what is left of bytes when their mean is taken off."""
+    return lambda rng: 2 * rng.random(shape, dtype=np.float32) - 1
+
+
 def whole(high: int, *shape: int, dtype: Any = np.int64) -> Drawn:
     """Uniform whole numbers below ``high``."""
     return lambda rng: rng.integers(0, high, shape).astype(dtype)
@@ -77,9 +82,9 @@ NETWORKS: dict[str, Mapping[str, Drawn]] = {
     "ddddocr/common_det": {"images": real(1, 3, 416, 416)},
     "magika/models/standard_v3_3/model": {"bytes": whole(257, 3, 2048, dtype=np.int32)},
     "nudenet/320n": {"images": real(1, 3, 96, 96)},
-    f"{READ}/ch_PP-OCRv4_det_infer": {"x": real(1, 3, 96, 96)},
-    f"{READ}/ch_PP-OCRv4_rec_infer": {"x": real(2, 3, 48, 160)},
-    f"{READ}/ch_ppocr_mobile_v2.0_cls_infer": {"x": real(2, 3, 48, 192)},
+    f"{READ}/ch_PP-OCRv4_det_infer": {"x": picture(1, 3, 96, 96)},
+    f"{READ}/ch_PP-OCRv4_rec_infer": {"x": picture(2, 3, 48, 160)},
+    f"{READ}/ch_ppocr_mobile_v2.0_cls_infer": {"x": picture(2, 3, 48, 192)},
     "silero_vad/data/silero_vad": {**SPEECH, "sr": RATE},
     "silero_vad/data/silero_vad_16k_op15": {**SPEECH, "sr": RATE},
     "silero_vad/data/silero_vad_16k_sequence": {
