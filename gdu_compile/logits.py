@@ -12,7 +12,15 @@ import onnx_ir as ir
 
 from gdu_compile.calls import by_calls
 from gdu_compile.contracts import DimSource, LogitsSite
-from gdu_compile.endings import ENDINGS, FLOATS, Ending, ending_of, is_float, maker
+from gdu_compile.endings import (
+    ENDINGS,
+    FLOATS,
+    Ending,
+    ending_of,
+    in_front_of_ending,
+    is_float,
+    maker,
+)
 from gdu_compile.errors import InputError, UnsupportedError
 from gdu_compile.graph_view import Vertex, to_networkx
 from gdu_compile.losses import COLUMN_LOSSES, VALUE_LOSSES, LossSpec
@@ -116,9 +124,8 @@ def locate_logits(
     if not 1 <= chosen.classes <= MOST_CLASSES:
         raise UnsupportedError(f"output {chosen.output.name!r} is declared with {chosen.classes} "
                                f"classes; 1 … {MOST_CLASSES} are handled")  # fmt: skip
-    inputs = [value for value in graph.inputs if value.name not in graph.initializers]
     assert chosen.output.dtype is not None
-    crossed = by_calls(inputs, chosen.output)
+    crossed = calls_of(chosen.output)
     why = reason_for(wanted, chosen, fitting, len(graph.outputs))
     site = LogitsSite(
         name=str(chosen.value.name),
@@ -242,13 +249,22 @@ def ending_refusal(ending: Ending, output: ir.Value, axis: int | None) -> str | 
     if axis is not None and ending.axis != axis % rank:
         return (f"comes from {ending.how} along axis {ending.axis}, but --class-axis says "
                 f"{axis % rank} of {shape}")  # fmt: skip
-    if ending.axis == 0:
+    if ending.axis == 0 and (rank < 2 or calls_of(output) is None):
         usual = (rank - 1 if rank <= 3 else 1) or 1
         return (f"comes from {ending.how} along axis 0, but the class axis of {shape} is {usual} "
-                "or another: axis 0 holds samples, whatever --class-axis says")  # fmt: skip
+                "or another: axis 0 holds samples, whatever --class-axis says; take what is in "
+                f"front of it with --logits {in_front_of_ending(output).name!r}")  # fmt: skip
     if axis is not None and class_count(output, axis) < 2:
         return f"comes from {ending.how} over {shape}, which is 1 whatever the weights are"
     return None
+
+
+def calls_of(output: ir.Value) -> str | None:
+    """Why a sample is a whole call, and axis 0 none of samples; None where it is."""
+    graph = output.graph
+    assert isinstance(graph, ir.Graph)
+    inputs = [value for value in graph.inputs if value.name not in graph.initializers]
+    return by_calls(inputs, output)
 
 
 def class_axis_of(

@@ -104,6 +104,22 @@ ENDINGS = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("batch", ["N", 5])
+def test_classes_along_axis_0(batch: str | int) -> None:
+    """A Transpose brings them there: samples lie along axis 1 of the output, and calls in front."""
+    base = network("p = LogSoftmax(z) o = Transpose<perm=[1,0]>(p)", f"float[3,{batch}] o",
+                   f"float[{batch},4] x")  # fmt: skip
+    result = compiled(base)
+    site = Extension.from_metadata(result.extended.metadata_props).logits
+    assert (site.kind, site.axis, site.classes, site.calls) == ("log_probabilities", -2, 3, True)
+    square = network("p = LogSoftmax(z) o = Transpose<perm=[1,0]>(p)", "float[3,3] o",
+                     "float[3,4] x")  # fmt: skip
+    with pytest.raises(gdu_compile.UnsupportedError, match="--logits NAME") as error:
+        gdu_compile.compile(square, {"W": W})
+    assert "in front of it with --logits 'z'" in error.value.problems[0]
+    compiled(square, logits="z")
+
+
 @pytest.mark.parametrize("name", ENDINGS)
 def test_probabilities_are_found(name: str) -> None:
     """Behind changes of form, and spelled out; the switch stands at the output itself."""
