@@ -67,7 +67,43 @@ def ask_onnxruntime(model: ir.Model) -> None:
 
 def by_onnx(model: ir.Model) -> bool:
     """Add what onnx.shape_inference finds; whether it works at all."""
+    found = found_by_onnx(model)
+    for node in model.graph if found else ():
+        for value in node.outputs:
+            if value.name in found:
+                add(value, found[value.name])
+    return bool(found)
+
+
+def correct_outputs(model: ir.Model) -> None:
+    """Give the outputs the fixed sizes and the number of axes that they have, whatever is declared:
+    onnxruntime says so in a warning and goes on.  Names stay, other values too."""
+    found = found_by_onnx(model, believing=False)
+    for value in model.graph.outputs:
+        if value.name not in found or value.shape is None:
+            continue
+        dims = sizes_in(found[value.name])
+        if dims is not None and len(dims) != len(value.shape):
+            value.shape = ir.Shape(dims)
+        elif dims is not None:
+            pairs = list(zip(value.shape, dims, strict=True))
+            value.shape = ir.Shape(
+                new if isinstance(old, int) and isinstance(new, int) else old for old, new in pairs
+            )
+
+
+def found_by_onnx(
+    model: ir.Model, *, believing: bool = True
+) -> dict[str, onnx.TypeProto.Tensor]:  # fmt: skip
+    """What onnx.shape_inference finds of tensors, by name; nothing where it does not work.
+
+    Args:
+        model: the model.
+        believing: whether what is declared of values inside is believed.
+    """
     proto = streaming.described(model)
+    if not believing:
+        del proto.graph.value_info[:]
     for output in proto.graph.output:  # onnx keeps what is said there, right or wrong
         if output.type.HasField("tensor_type"):
             output.type.tensor_type.ClearField("shape")
@@ -75,13 +111,10 @@ def by_onnx(model: ir.Model) -> bool:
         proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
     except Exception as error:  # the C++ library raises what it likes
         logger.info("no shapes inferred: %s", error)
-        return False
-    found = {info.name: info.type for info in [*proto.graph.value_info, *proto.graph.output]}
-    for node in model.graph:
-        for value in node.outputs:
-            if value.name in found and found[value.name].HasField("tensor_type"):
-                add(value, found[value.name].tensor_type)
-    return True
+        return {}
+    found = [*proto.graph.value_info, *proto.graph.output]
+    return {info.name: info.type.tensor_type for info in found
+            if info.type.HasField("tensor_type")}  # fmt: skip
 
 
 def by_rule(node: ir.Node) -> bool:
@@ -106,16 +139,23 @@ def add(value: ir.Value, found: onnx.TypeProto.Tensor) -> None:
     """The dtype and the sizes that were found for one value."""
     if value.type is None and found.elem_type:
         value.type = ir.TensorType(ir.DataType(found.elem_type))
-    if not found.HasField("shape"):
+    dims = sizes_in(found)
+    if dims is None:
         return
-    dims = [dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None
-            for dim in found.shape.dim]  # fmt: skip
     if value.shape is None or len(value.shape) != len(dims):
         value.shape = ir.Shape(dims)
     value.shape = ir.Shape(
         new if isinstance(new, int) or not known(old) else old
         for old, new in zip(value.shape, dims, strict=True)
     )
+
+
+def sizes_in(found: onnx.TypeProto.Tensor) -> list[int | str | None] | None:
+    """The sizes and names of the axes, where anything is known of them."""
+    if not found.HasField("shape"):
+        return None
+    return [dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None
+            for dim in found.shape.dim]  # fmt: skip
 
 
 def known(dim: int | ir.SymbolicDim | None) -> bool:

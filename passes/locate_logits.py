@@ -17,7 +17,7 @@ from gdu_compile.data import Targets
 from gdu_compile.endings import SPELLED, form_changes, is_float
 from gdu_compile.logits import locate_logits, value_at
 from gdu_compile.losses import LossSpec
-from gdu_compile.shape_inference import infer
+from gdu_compile.shape_inference import correct_outputs, infer
 from gdu_compile.trial import with_rows
 
 
@@ -53,6 +53,7 @@ class LocateLogitsPass(GduPass):
         inside = self.logits not in {None, *(value.name for value in model.graph.outputs)}
         if inside or not all(says_all(value) for value in model.graph.outputs):
             infer(model)
+        correct_outputs(model)
         site = locate_logits(
             model, self.logits, class_axis=self.class_axis, loss=self.loss,
             integers=None if self.targets is None else self.targets.integers,

@@ -56,6 +56,21 @@ def test_an_output_with_a_wrong_number_of_axes() -> None:
     assert list(result.extended.graph.outputs[0].shape or ())[1:] == [1, 3]
 
 
+@pytest.mark.parametrize("body, outputs, inside", [
+    ("o = Identity(z)", "float[N,4] o", ""), ("o = Relu(z)", "float[N,2] o", ""),
+    ("o = Softmax(z)", "float[N,4] o", ""), ("o = Relu(z)", "float[N,4] o", "float[N,4] z"),
+    ("p = Softmax(z) o = Identity(p)", "float[N,4] o", "float[N,4] p"),
+    ("o = Relu(z)", "float[N,3,1] o", ""),
+])  # fmt: skip
+def test_an_output_with_wrong_sizes(body: str, outputs: str, inside: str) -> None:
+    """skl2onnx's PLSRegression declares as many columns as the input has; onnxruntime says so and
+    goes by what it is."""
+    text = f"g (float[N,4] x) => ({outputs}) <{inside}> {{ z = MatMul(x, W) {body} }}"
+    result = compiled(parse(text, {"W": W}))
+    assert list(result.extended.graph.outputs[0].shape or ())[1:] == [3]
+    assert Extension.from_metadata(result.extended.metadata_props).logits.classes == 3
+
+
 def site_of(base: ir.Model, **options: Any) -> Any:
     """The logits site alone."""
     model = base.clone()
