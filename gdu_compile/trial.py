@@ -73,6 +73,12 @@ def first_run(
         except InputError as error:
             problem = problem or error
             continue
+        if any(found[name].dtype.hasobject for name in names):
+            problem = problem or InputError(
+                f"the output {site.output!r} has another shape in each call, and labels have one; "
+                "name another output with --logits"
+            )
+            continue
         result = dim, list(found[site.output].shape)
         if says_something(found[names[-1]]):
             return result

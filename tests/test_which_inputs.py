@@ -29,6 +29,13 @@ BERT = """
     l = Squeeze(n, axes)  p = Range(zero, l, one)  q = Gather(P, p)  a = Add(e, k)  d = Add(a, q)
     m = Cast<to=1>(mask)  u = Unsqueeze(m, last)  f = Mul(d, u)  o = MatMul(f, W)"""
 
+QKV: Shapes = {"Q": (8, 8), "K": (8, 8), "V": (8, 8)}
+CACHED = """
+    q = MatMul(x, Q)  k = MatMul(x, K)  v = MatMul(x, V)
+    o, nk, nv = com.microsoft.GroupQueryAttention<num_heads=1, kv_num_heads=1>(
+        q, k, v, pk, pv, last, total)"""
+CACHE = "float[B,S,8] x, float[B,1,P,8] pk, float[B,1,P,8] pv, int32[B] last, int32 total"
+
 # inputs, outputs, body, weights, whether samples are calls
 NETWORKS: dict[str, tuple[str, str, str, Shapes, bool]] = {
     "ids, a mask, kinds": (
@@ -76,6 +83,32 @@ NETWORKS: dict[str, tuple[str, str, str, Shapes, bool]] = {
         "float[5,N] x", "float[M,3] o", "t = Transpose<perm=[1,0]>(x) o = MatMul(t, W)",
         {"W": (5, 3)}, True),
     "rows of another name": ("float[N,4] x", "float[rows,3] o", "o = MatMul(x, W)", W, False),
+    "a cache with its lengths": (
+        CACHE.replace("B", "1").replace("S", "6").replace("P", "4"), "float[1,6,8] o", CACHED, QKV,
+        True),
+    "a cache, several tokens": (CACHE, "float[B,S,8] o", CACHED, QKV, True),
+    "a cache, one token": (CACHE.replace("S", "1"), "float[B,1,8] o", CACHED, QKV, True),
+    "a cache, lengths in a vector": (
+        CACHE.replace("32 total", "32[1] total"), "float[B,S,8] o", CACHED, QKV, True),
+    "a cache behind an embedding, lengths by a mask": (
+        "int64[B,S] ids, int64[B,T] mask, float[B,1,P,8] pk, float[B,1,P,8] pv", "float[B,S,8] o",
+        "x = Gather(E, ids) a = Constant<value_ints=[1]>() n = ReduceSum(mask, a) d = Sub(n, a) "
+        "last = Cast<to=6>(d) s = Shape<start=1>(mask) total = Cast<to=6>(s) " + CACHED,
+        {"E": (30, 8), **QKV}, False),
+    "how many tokens to keep": (
+        "float[N,T,4] x, int64 keep", "float[N,K,3] o", "a = Constant<value_ints=[1]>() "
+        "k = Neg(keep) zero = Constant<value_ints=[0]>() s = Unsqueeze(k, zero) "
+        "e = Constant<value_ints=[9223372036854775807]>() h = Slice(x, s, e, a) o = MatMul(h, W)",
+        W, True),
+    "a size of a range": (
+        "float[N,4] x, int64 n", "float[N,3] o", "zero = Constant<value_int=0>() "
+        "one = Constant<value_int=1>() p = Range(one, n, one) q = Range(zero, n, one) "
+        "c = Cast<to=1>(q) s = ReduceSum<keepdims=0>(c) y = Add(x, s) o = MatMul(y, W)", W, True),
+    "where a range begins": (
+        "int64[N,T] ids, int64 past", "float[N,T,3] o", "x = Gather(E, ids) "
+        "one = Constant<value_int=1>() s = Shape<start=1>(ids) l = Squeeze(s) e = Add(past, l) "
+        "r = Range(past, e, one) p = Gather(P, r) y = Add(x, p) o = MatMul(y, W)",
+        {"E": (9, 4), "P": (8, 4), "W": (4, 3)}, True),
     "times that must be 4": ("float[N,F] x", "float[N,3] o", "o = MatMul(x, W)", W, False),
 }  # fmt: skip
 
@@ -85,6 +118,7 @@ def network(name: str) -> ir.Model:
     inputs, outputs, body, shapes, _ = NETWORKS[name]
     weights = random_weights(shapes, np.random.default_rng(0))
     base = parse(f"g ({inputs.replace('P + S', 'P_S')}) => ({outputs}) {{ {body} }}", weights)
+    base.graph.opset_imports["com.microsoft"] = 1
     for value in base.graph.inputs:
         value.shape = ir.Shape("P + S" if str(dim) == "P_S" else dim for dim in value.shape or ())
     return base
@@ -142,6 +176,28 @@ def test_what_whole_numbers_are_drawn() -> None:
     inputs = network("sequences first").graph.inputs
     lengths = synthetic_inputs(inputs, np.random.default_rng(0), calls=True)["lengths"]
     assert (int(lengths.min()), int(lengths.max())) == (1, 8)
+
+
+def test_lengths_of_a_cache() -> None:
+    """Past and new tokens; several tokens in several sequences only at the start; masks of 1."""
+    fixed, many, one = (
+        synthetic_inputs(network(name).graph.inputs, np.random.default_rng(0), calls=True)
+        for name in ("a cache with its lengths", "a cache, several tokens", "a cache, one token")
+    )
+    found = [(set(a["last"].flat), set(a["total"].flat)) for a in (fixed, many, one)]
+    assert found == [({9}, {10}), ({7}, {8}), ({8}, {9})]
+    by_mask = network("a cache behind an embedding, lengths by a mask").graph.inputs
+    assert synthetic_inputs(by_mask, np.random.default_rng(0))["mask"].min() == 1
+
+
+def test_other_shapes_in_each_call() -> None:
+    """As many rows as the numbers say; refused, once an internal error."""
+    base = parse("g (float[N,4] x, float s) => (float[M,3] o) { z = MatMul(x, W) t = Add(z, s) "
+                 "a = Constant<value_ints=[1]>() m = ReduceMax<keepdims=0>(t, a) "
+                 "k = Constant<value_float=1.0>() c = Greater(m, k) o = Compress<axis=0>(t, c) }",
+                 random_weights(W, np.random.default_rng(0)))  # fmt: skip
+    with pytest.raises(InputError, match=r"'o' has another shape in each call.*--logits"):
+        gdu_compile.compile(base, random_weights(W, np.random.default_rng(1)))
 
 
 def test_an_illegal_number_is_said(tmp_path: Path) -> None:
