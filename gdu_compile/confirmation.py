@@ -183,7 +183,8 @@ def compare_with_torch(report: Report, verifier: AnyVerifier, outputs: Mapping[s
     if not report.torch.agrees:
         report.warnings.append(
             f"torch's logits differ from onnxruntime's by {report.torch.max_relative_diff:.1e} "
-            f"of the largest (tolerance {report.torch.tolerance:.0e})"
+            f"of the largest; {report.torch.tolerance:.1e} is expected where both are right, more "
+            f"where the network magnifies it ({report.torch.rounds})"
         )
 
 

@@ -120,7 +120,8 @@ class TorchCheck:
     Attributes:
         agrees: within the tolerance.
         max_relative_diff: of the largest logit.
-        tolerance: for it.
+        tolerance: for it, by what the network rounds to (``rounding.py``).
+        rounds: that in words.
         own_run_diff: where an algorithm's rounding errors grow: with the weights that torch
             computes itself; the others are then with the weights that onnxruntime computed.
     """
@@ -128,6 +129,7 @@ class TorchCheck:
     agrees: bool
     max_relative_diff: float
     tolerance: float
+    rounds: str
     own_run_diff: float | None = None
 
 

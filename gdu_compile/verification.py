@@ -36,17 +36,10 @@ from gdu_compile.report import (
     WeightRow,
     weight_row,
 )
+from gdu_compile.rounding import path_to
 
 Outputs = dict[str, dict[str, Array]]
 """Optimisation level → output name → array."""
-
-TORCH_TOLERANCE = 1e-5
-"""On max |torch − onnxruntime| / max |onnxruntime| of the logits: the two sum in different
-orders; 2⁻²⁴ a rounding times a few hundred of them."""
-
-
-TOLERANCES = {"float16": 1e-2, "bfloat16": 1e-1}
-"""For outputs of fewer bits: a few units in the last place, 2⁻¹⁰ and 2⁻⁷ of a number."""
 
 
 @dataclass(frozen=True)
@@ -316,8 +309,6 @@ def torch_agrees(
 
     from gdu_compile.torch_backend import lower_to_torch, to_array, to_tensor
 
-    dtype = expected.dtype
-
     module = lower_to_torch(trained, (), output=logits).to(device)
     step = 1 if data.calls else fixed_batch(trained.graph.inputs) or chunk
     parts = []
@@ -331,5 +322,5 @@ def torch_agrees(
     finite = np.isfinite(expected)
     scale = float(np.max(np.abs(expected[finite]), initial=0.0)) or 1.0
     difference = max_abs_diff(got, expected) / scale
-    tolerance = TOLERANCES.get(str(dtype), TORCH_TOLERANCE)
-    return TorchCheck(difference <= tolerance, difference, tolerance)
+    path = path_to(trained, logits)
+    return TorchCheck(difference <= path.expected, difference, path.expected, str(path))
