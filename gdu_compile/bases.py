@@ -15,6 +15,7 @@ from gdu_compile.bits import same_bits
 from gdu_compile.constants import alias
 from gdu_compile.contracts import Restored, state_of
 from gdu_compile.data import seeded_inputs
+from gdu_compile.default_inputs import make_constants
 from gdu_compile.digits import Array
 from gdu_compile.errors import InputError, UnsupportedError
 from gdu_compile.metadata import Extension
@@ -25,8 +26,15 @@ ModelLike = str | PathLike[str] | ir.Model
 class Base(Protocol):
     """A base network that can be had with any weights."""
 
-    def holding(self, weights: Mapping[str, Array]) -> AbstractContextManager[Path]:
-        """The base with these weights, as a file."""
+    def holding(
+        self, weights: Mapping[str, Array], *, constants: bool = False
+    ) -> AbstractContextManager[Path]:
+        """The base with these weights, as a file.
+
+        Args:
+            weights: name → array.
+            constants: whether inputs with default values shall be constants instead.
+        """
         ...
 
     def initial(self) -> AbstractContextManager[Path]:
@@ -40,9 +48,12 @@ class Rebuilt:
     def __init__(self, extended: ir.Model) -> None:
         self.extended = extended
 
-    def holding(self, weights: Mapping[str, Array]) -> AbstractContextManager[Path]:
+    def holding(
+        self, weights: Mapping[str, Array], *, constants: bool = False
+    ) -> AbstractContextManager[Path]:
         """The base with these weights, as a file."""
-        return runtime.on_disk(specialize.without_extension(self.extended, weights))
+        model = specialize.without_extension(self.extended, weights)
+        return runtime.on_disk(make_constants(model) if constants else model)
 
     def initial(self) -> AbstractContextManager[Path]:
         """The base with its initial weights, as a file."""
@@ -82,9 +93,12 @@ class Source:
         self.tensor_bytes = model_io.tensor_bytes(model)
         return model
 
-    def holding(self, weights: Mapping[str, Array]) -> AbstractContextManager[Path]:
+    def holding(
+        self, weights: Mapping[str, Array], *, constants: bool = False
+    ) -> AbstractContextManager[Path]:
         """The base with these weights, as a file."""
-        return runtime.on_disk(specialize.with_weights(self.fresh(), weights, self.restored))
+        model = specialize.with_weights(self.fresh(), weights, self.restored)
+        return runtime.on_disk(make_constants(model) if constants else model)
 
     def initial(self) -> AbstractContextManager[Path]:
         """The base as it was given, as a file."""

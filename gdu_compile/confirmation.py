@@ -14,6 +14,7 @@ from gdu_compile import specialize
 from gdu_compile.algorithm import AlgorithmGraph
 from gdu_compile.bases import Base
 from gdu_compile.batches import first_pass, steps_of_a_pass
+from gdu_compile.default_inputs import make_constants
 from gdu_compile.digits import Array
 from gdu_compile.errors import UnsupportedError
 from gdu_compile.memory_verification import MemoryVerifier
@@ -109,6 +110,7 @@ def confirm(
         report.accuracy = verifier.accuracy(verifier.oracle, verdict.outputs)
     if not all(np.isfinite(array).all() for array in theta.values()):
         report.warnings.append("θ holds NaN or infinity: training has diverged")
+    report.warnings += verifier.gaps(verdict.outputs)
     compare_with_torch(report, verifier, verdict.outputs)
     compare_with_original(report, verifier)
     report.reproduced = (
@@ -175,7 +177,8 @@ def compare_with_torch(report: Report, verifier: AnyVerifier, outputs: Mapping[s
     if not report.torch.agrees and isinstance(verifier, MemoryVerifier) and verifier.iterates:
         report.torch = dataclasses.replace(
             torch_agrees(
-                specialize.without_extension(verifier.trained, verifier.oracle), logits,
+                make_constants(specialize.without_extension(verifier.trained, verifier.oracle)),
+                logits,
                 verifier.data, outputs[logits], device, verifier.chunk,
             ),
             own_run_diff=report.torch.max_relative_diff,

@@ -274,6 +274,8 @@ class State:
     # NormalizePass: constants that were nodes: value name → the node's name
     lifted: dict[str, str] | None = None
     source: str | None = None
+    # NormalizePass: all inputs that the base has, where initializers are among them
+    inputs: tuple[str, ...] = ()
     # LiftAttributesPass, which NormalizePass runs: nodes whose weights stay attributes, and why
     attributes: dict[str, str] | None = None
     # RestoreNeutralPass: places of weights that the base's exporter has removed

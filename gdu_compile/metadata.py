@@ -54,6 +54,7 @@ class Extension:
         initial: weight name → name of the initializer with its initial value.
         source: SHA-256 of the base's header (inputs, outputs, nodes, initializer sizes).
         skipped: float weights that are not recorded.
+        inputs: all inputs that the base has, in order, where some have default values; else ().
     """
 
     version: str
@@ -71,6 +72,7 @@ class Extension:
     initial: dict[str, str]
     source: str
     skipped: tuple[Skipped, ...]
+    inputs: tuple[str, ...] = ()
 
     def slots(self) -> Iterator[tuple[Bucket, Slot]]:
         """All (bucket, slot) pairs in file order."""
@@ -120,6 +122,7 @@ class Extension:
             "initial": self.initial,
             "source": self.source,
             "skipped": [[skipped.name, skipped.reason] for skipped in self.skipped],
+            **({"inputs": self.inputs} if self.inputs else {}),
         }  # fmt: skip
         return {
             PREFIX + key: fact if isinstance(fact, str) else json.dumps(fact)
@@ -179,6 +182,7 @@ class Extension:
                 },
                 source=props[PREFIX + "source"],
                 skipped=tuple(Skipped(n, r) for n, r in json.loads(props[PREFIX + "skipped"])),
+                inputs=tuple(map(str, json.loads(props.get(PREFIX + "inputs", "[]")))),
             )
             facts.check()
             return facts

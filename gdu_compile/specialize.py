@@ -14,7 +14,8 @@ import onnx_ir as ir
 
 from gdu_compile import model_io, runtime
 from gdu_compile.algorithm import AlgorithmGraph, flag_loops
-from gdu_compile.contracts import Restored
+from gdu_compile.contracts import Restored, state_of
+from gdu_compile.default_inputs import make_inputs
 from gdu_compile.digits import Array
 from gdu_compile.encoding import Units
 from gdu_compile.errors import InputError, UnsupportedError
@@ -76,6 +77,7 @@ def with_weights(
         )
     for name, array in weights.items():
         model.graph.initializers[name].const_value = ir.Tensor(array, name=name)
+    make_inputs(model, state_of(model).inputs)
     return model
 
 

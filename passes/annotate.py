@@ -54,5 +54,6 @@ def extension_of(state: State) -> Extension:
         algorithm=state.algorithm,
         initial=state.initial or {},
         source=state.source or "",
+        inputs=state.inputs,
         skipped=tuple(state.skipped or ()),
     )

@@ -5,7 +5,8 @@ attributes of classical-ML operators or old-style graph inputs.  After: function
 inlined, all constants are initializers of the main graph, those in attributes too
 (LiftAttributesPass), and initializers are no graph inputs.
 State: ``lifted`` (which initializers were Constant nodes, so that
-RestoreConstantsPass can put them back) and ``source`` (hash of the base's header).
+RestoreConstantsPass can put them back), ``source`` (hash of the base's header) and ``inputs``
+(where some have default values).
 Refuses: models that are extended already, wholly or in part; random and training-mode operators.
 """
 
@@ -19,6 +20,7 @@ from gdu_compile.passes.lift_attributes import LiftAttributesPass
 from onnx_ir.passes import common
 
 from gdu_compile.contracts import PASS_KEY, State, graph_problems
+from gdu_compile.default_inputs import make_constants, note, with_defaults
 from gdu_compile.errors import InputError, UnsupportedError
 from gdu_compile.graph_view import called as name_of
 from gdu_compile.metadata import PREFIX
@@ -29,11 +31,7 @@ from gdu_compile.well_formed import sort_nodes
 RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike",
           "Multinomial", "Bernoulli"}  # fmt: skip
 IR_VERSION = 8
-"""Of opset 18.  Before version 4 every initializer had to be an input, too."""
-
-
-DEFAULTS_SINCE = 4
-"""From this IR version on an initializer that is an input, too, is its default value."""
+"""Of opset 18."""
 
 
 class NormalizePass(GduPass):
@@ -65,9 +63,10 @@ class NormalizePass(GduPass):
         }
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
         common.LiftSubgraphInitializersToMainGraphPass()(model)
-        if (note := defaults_note(model)) is not None:
-            state.notes.append(note)
-        common.RemoveInitializersFromInputsPass()(model)
+        if defaults := with_defaults(model):
+            state.inputs = tuple(str(value.name) for value in model.graph.inputs)
+            state.notes.append(note(defaults))
+        make_constants(model)
         model.ir_version = max(model.ir_version, IR_VERSION)
         state.lifted = {
             name: node for name, node in constants.items() if name in model.graph.initializers
@@ -105,20 +104,6 @@ def refuse_marks(model: ir.Model) -> None:
                 f"node {name_of(node)} is marked ({PASS_KEY}) as one that gdu-compile has made, so "
                 "the model is part of an extended one; compile the base that it was made from"
             )
-
-
-def defaults_note(model: ir.Model) -> str | None:
-    """What becomes of inputs that have default values, for a warning; None without such.
-
-    Before IR version 4 every initializer is an input, too, and a constant all the same.
-    """
-    names = [str(v.name) for v in model.graph.inputs if v.name in model.graph.initializers]
-    if not names or model.ir_version < DEFAULTS_SINCE:
-        return None
-    listed = ", ".join(map(repr, names[:4])) + " …" * (len(names) > 4)
-    return (f"inputs with default values ({listed}) can be given no longer: they are constants in "
-            "what is written, which onnxruntime packs ahead, and last bits of a single sample may "
-            "be others")  # fmt: skip
 
 
 def refuse_random(model: ir.Model, called: str = "the model") -> None:

@@ -1,9 +1,10 @@
 """RemoveExtensionPass: the extension is folded away, the base stays, with given weights.
 
 Before: an extended model.  After: the base network with its own node, weight
-and output names; the weights are initializers with the given values; no node,
-initializer or metadata of the extension is left.  This is what ``armed`` means
-once θ is known: If(armed) takes its first branch, and decode(θ) is a constant.
+and output names; the weights are initializers with the given values; inputs with
+default values are inputs again; no node, initializer or metadata of the extension
+is left.  This is what ``armed`` means once θ is known: If(armed) takes its first
+branch, and decode(θ) is a constant.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from gdu_compile.passes._base import GduPass
 from gdu_compile.passes.check import sunk
 
 from gdu_compile.contracts import PASS_KEY, State, Weight
+from gdu_compile.default_inputs import make_inputs
 from gdu_compile.digits import Array
 from gdu_compile.errors import ContractError
 from gdu_compile.graph_view import nested
@@ -59,6 +61,7 @@ class RemoveExtensionPass(GduPass):
         base.name = facts.logits.name
         for value in values.values():
             graph.register_initializer(value)
+        make_inputs(model, facts.inputs)
         for key in [key for key in model.metadata_props if key.startswith(PREFIX)]:
             del model.metadata_props[key]
         return {"nodes": removed}
