@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from gdu_compile import model_io, oracles, runtime
+from gdu_compile import model_io, oracles, runtime, well_formed
 from gdu_compile.builder import BOOL, INT64, Builder
 from gdu_compile.contracts import Field, Weight
 from gdu_compile.digits import Array
@@ -53,6 +53,7 @@ def load(oracle: AlgorithmLike, problem: Problem) -> ir.Model:
         model = model_io.load(oracle)
     else:
         model = oracles.build(str(oracle), problem)
+    well_formed.check_shadows(model, f"the oracle {name_of(oracle)}")
     model_io.inline(model)
     common.RemoveInitializersFromInputsPass()(model)
     return model

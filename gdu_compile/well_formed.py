@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import networkx as nx
@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from gdu_compile.errors import InputError
-from gdu_compile.graph_view import branches, called
+from gdu_compile.graph_view import branches, called, nested
 
 
 def check(model: ir.Model, path: Path) -> None:
@@ -82,6 +82,39 @@ def check_bodies(model: ir.Model, path: Path) -> None:
                                 f"{len(body.inputs)} and {len(body.outputs)}")  # fmt: skip
     if problems:
         raise InputError(f"{path}: is no valid ONNX model; export it again", problems)
+
+
+def check_shadows(model: ir.Model, where: str = "the model") -> None:
+    """Raise InputError where an initializer of a branch or body takes the name of another value
+    that the same node uses from outside.
+
+    ONNX forbids it of what nodes make ("MUST be distinct from the names from the outer scopes that
+    are visible in the nested subgraph"), and onnx.checker lets it through for initializers.  Which
+    of the two is meant is not said: onnxruntime hands what the node uses from outside to all its
+    graphs, where it replaces the initializer (measured).
+    """
+    problems = []
+    for node in (node for graph in all_graphs(model) for node in graph):
+        inside = [body for inner in nested(node) for _, body in branches(inner)]
+        own = {name: body for body in inside for name in body.initializers}
+        if own:
+            outer = {str(value.name) for value in captured(inside)}
+            problems += [f"{name!r}: an initializer of graph {own[name].name!r} of node "
+                         f"{called(node)}, and a value outside that the node uses, too"
+                         for name in own if name in outer]  # fmt: skip
+    if problems:
+        raise InputError(f"names in {where} have two meanings; rename the initializers, and export "
+                         "it again", list(dict.fromkeys(problems)))  # fmt: skip
+
+
+def captured(graphs: Sequence[ir.Graph]) -> Iterator[ir.Value]:
+    """The values that some graphs use and that belong to none of them."""
+    owners = {id(graph) for graph in graphs}
+    for graph in graphs:
+        used = [value for node in graph for value in node.inputs if value is not None]
+        for value in [*used, *graph.outputs]:
+            if id(value.graph) not in owners:
+                yield value
 
 
 def all_graphs(model: ir.Model) -> Iterator[ir.Graph]:

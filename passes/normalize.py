@@ -7,7 +7,8 @@ inlined, all constants are initializers of the main graph, those in attributes t
 State: ``lifted`` (which initializers were Constant nodes, so that
 RestoreConstantsPass can put them back), ``source`` (hash of the base's header) and ``inputs``
 (where some have default values).
-Refuses: models that are extended already, wholly or in part; random and training-mode operators.
+Refuses: models that are extended already, wholly or in part; random and training-mode operators;
+names that have two meanings.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from gdu_compile.graph_view import called as name_of
 from gdu_compile.metadata import PREFIX
 from gdu_compile.model_io import inline
 from gdu_compile.names import Names, make_unique
-from gdu_compile.well_formed import sort_nodes
+from gdu_compile.well_formed import check_shadows, sort_nodes
 
 RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike",
           "Multinomial", "Bernoulli"}  # fmt: skip
@@ -46,6 +47,7 @@ class NormalizePass(GduPass):
                              "or fold the extension away with: gdu-compile extract")  # fmt: skip
         state.source = header_hash(model)
         functions = len(model.functions)
+        check_shadows(model)
         inline(model)
         refuse_marks(model)
         refuse_random(model)
