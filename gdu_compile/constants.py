@@ -20,7 +20,8 @@ from gdu_compile.graph_view import branches, nested
 EVALUATED_BYTES = 1 << 30
 """The most that a part of a graph may take while it is evaluated."""
 KNOWN_DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"}
-"""Domains whose operators give the same for the same inputs (random ones are refused before)."""
+"""Domains whose operators give the same for the same inputs (random ones that an output needs are
+refused before)."""
 SMALL = 1024
 """Elements of a tensor that may be a shape, and that shape inference is told."""
 

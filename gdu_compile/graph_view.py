@@ -6,7 +6,7 @@ outside counts as an input of the node that owns the branch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import networkx as nx
 import onnx_ir as ir
@@ -37,6 +37,28 @@ def called(node: ir.Node) -> str:
     if node.name or not node.outputs:
         return repr(node.name or node.op_type)
     return f"of {node.outputs[0].name!r}"
+
+
+def needed_nodes(values: Iterable[ir.Value]) -> set[ir.Node]:
+    """The nodes that these values are computed from, in branches and bodies, too.
+
+    Example:
+        >>> import onnx_ir as ir
+        >>> x = ir.val("x")
+        >>> used = ir.node("Relu", [x], outputs=[ir.val("y")])
+        >>> unused = ir.node("Exp", [x], outputs=[ir.val("z")])
+        >>> needed_nodes(used.outputs) == {used}
+        True
+    """
+    found: set[ir.Node] = set()
+    stack = list(values)
+    while stack:
+        node = stack.pop().producer()
+        if node is not None and node not in found:
+            found.add(node)
+            stack += [value for value in node.inputs if value is not None]
+            stack += [value for _, body in branches(node) for value in body.outputs]
+    return found
 
 
 def to_networkx(graph: ir.Graph) -> nx.DiGraph:

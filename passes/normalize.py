@@ -24,6 +24,7 @@ from gdu_compile.contracts import PASS_KEY, State, graph_problems
 from gdu_compile.default_inputs import make_constants, note, with_defaults
 from gdu_compile.errors import InputError, UnsupportedError
 from gdu_compile.graph_view import called as name_of
+from gdu_compile.graph_view import needed_nodes
 from gdu_compile.metadata import PREFIX
 from gdu_compile.model_io import inline
 from gdu_compile.names import Names, make_unique
@@ -109,9 +110,14 @@ def refuse_marks(model: ir.Model) -> None:
 
 
 def refuse_random(model: ir.Model, called: str = "the model") -> None:
-    """Raise UnsupportedError for operators whose output is not a function of their input."""
-    problems = []
+    """Raise UnsupportedError for operators whose output is not a function of their input.
+
+    Those that no output of the model needs may stay: they change nothing.
+    """
+    problems, needed = [], needed_nodes(model.graph.outputs)
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        if node not in needed:
+            continue
         if (mode := training_mode(node)) is not None:
             problems.append(f"node {name_of(node)}: {node.op_type} {mode}")
         elif node.op_type in RANDOM:
@@ -129,8 +135,10 @@ def training_mode(node: ir.Node) -> str | None:
     if node.op_type == "BatchNormalization" and node.attributes.get_int("training_mode", 0) == 1:
         return "in training mode"
     flag = node.inputs[2] if node.op_type == "Dropout" and len(node.inputs) > 2 else None
-    if flag is None:
-        return None
+    rate = None if flag is None else node.inputs[1]
+    ratio = None if rate is None else ir.convenience.get_const_tensor(rate)
+    if flag is None or (ratio is not None and not ratio.numpy().any()):
+        return None  # with ratio 0 it is the identity in either mode
     tensor = ir.convenience.get_const_tensor(flag)
     if tensor is None:
         return f"in training mode where {flag.name!r} says so, which is no constant"

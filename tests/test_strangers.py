@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import helper, numpy_helper, parser
 from test_record import assert_reproduced
 
 import gdu_compile
-from gdu_compile import reading
+from gdu_compile import reading, runtime
 from gdu_compile.bits import same_bits
 from gdu_compile.errors import InputError, UnsupportedError
 
@@ -202,6 +203,46 @@ def test_sparse_tensors_are_read_as_they_are(tmp_path: Path) -> None:
         assert same_bits(constant.attributes["value"].as_tensor().numpy(), wanted)
 
 
+NO_DROPS = "r = Constant<value_float=0.0>() t = Constant<value=bool {1}>() "
+HARMLESS = {
+    "Dropout with ratio 0": NO_DROPS + "i = Add(h, b) d, m = Dropout<seed=3>(i, r, t) "
+                            "k = Cast<to=1>(m) o = Mul(d, k)",
+    "Dropout with ratio 0, at times in training mode":
+        "r = Constant<value_float=0.0>() n = ReduceSum<keepdims=0>(h) t = Cast<to=9>(n) "
+        "i = Add(h, b) o = Dropout(i, r, t)",
+    "Dropout in training mode that nothing needs":
+        "t = Constant<value=bool {1}>() d = Dropout(h, , t) e = Exp(d) o = Add(h, b)",
+    "random numbers that nothing needs":
+        "r = RandomNormal<shape=[3]>() s = Exp(r) o = Add(h, b)",
+    "random numbers of a network's values that nothing needs":
+        "s = Sigmoid(h) r = Bernoulli(s) u = Mul(r, h) o = Add(h, b)",
+    "random numbers of a weight that nothing needs": "r = RandomNormalLike(w) o = Add(h, b)",
+    "random numbers in a branch that nothing needs":
+        "s = ReduceSum<keepdims=0>(b) c = Cast<to=9>(s) o = If (c) "
+        "<then_branch = t () => (float[N,3] u) { r = RandomNormalLike(h) e = Exp(r) "
+        "u = Add(h, b) }, else_branch = e () => (float[N,3] v) { v = Neg(h) }>",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_random_operators_that_change_nothing(name: str, tmp_path: Path) -> None:
+    """They stay in the network; torch does without those that no output needs."""
+    reproduced(network(HARMLESS[name]), tmp_path)
+
+
+def test_dropout_with_ratio_0_is_the_identity() -> None:
+    """In training mode, in onnxruntime, the mask all true, for every kind of number."""
+    x = np.float32([[0.0, -0.0, 1e-40, np.inf, -np.inf, np.nan, 3e38, -1.5]])
+    proto = parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 18]> g (float[N,8] x) => (float[N,8] d, bool[N,8] m) '
+        f"{{ {NO_DROPS} d, m = Dropout(x, r, t) }}"
+    )
+    with runtime.on_disk(ir.from_proto(proto)) as path:
+        for level in runtime.LEVELS:
+            found = runtime.run(path, {"x": x}, level=level)
+            assert same_bits(found["d"], x) and found["m"].all()
+
+
 REFUSED: dict[str, tuple[onnx.ModelProto, Change, str]] = {
     "a circle": (network("i = Add(o, b) o = Add(i, h)"), as_is, "sorted"),
     "an unknown operator": (network("o = Gelu(h)"), as_is, "No Op registered for Gelu"),
@@ -216,6 +257,12 @@ REFUSED: dict[str, tuple[onnx.ModelProto, Change, str]] = {
     "an optional": (network(ADD, inputs="float[N,4] x, optional(float[N]) s"), as_is,
                     "is no tensor"),
     "random": (network("r = RandomNormalLike(h) o = Add(r, b)"), as_is, "is random"),
+    "random in a branch": (network(HARMLESS["random numbers in a branch that nothing needs"]
+                                   .replace("Neg(h)", "RandomUniformLike(h)")),
+                           as_is, "RandomUniformLike is random"),
+    "Dropout of the usual ratio": (
+        network("t = Constant<value=bool {1}>() i = Add(h, b) o = Dropout(i, , t)"), as_is,
+        "Dropout in training mode"),
 }  # fmt: skip
 
 

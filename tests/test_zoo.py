@@ -51,7 +51,7 @@ OTHERS = {
         own (float[2, 3] x) => (float[2, 3] y) { y = nobody.Own (x) }""",
     REFUSED: """<ir_version: 10, opset_import: ["": 18]>
         dropout (float[2, 3] x) => (float[2, 3] y)
-            <float[3] w = {1,2,3}, bool t = {1}, float r = {0}>
+            <float[3] w = {1,2,3}, bool t = {1}, float r = {0.5}>
         { a = Mul (x, w)  y = Dropout (a, r, t) }""",
 }
 

@@ -11,6 +11,8 @@ from collections.abc import Collection
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from gdu_compile.contracts import PASS_KEY
+from gdu_compile.graph_view import needed_nodes, nested
 from gdu_compile.metadata import Extension
 from gdu_compile.names import make_unique
 from gdu_compile.passes.sink import SinkPass
@@ -93,6 +95,20 @@ def only_output(facts: Extension) -> str | None:
     return facts.logits.output if facts.logits.exposed else None
 
 
+def remove_unneeded(model: ir.Model) -> None:
+    """Remove the base's nodes that no output needs, in place: torch may lack them, or they may be
+    random."""
+    ours = [value for node in model.graph.all_nodes() if PASS_KEY in node.metadata_props
+            for value in node.outputs]  # fmt: skip
+    needed = needed_nodes([*model.graph.outputs, *ours])
+    for graph in list(model.graphs()):
+        for node in reversed([node for node in graph if node not in needed]):
+            for inner in nested(node):
+                for index in range(len(inner.inputs)):
+                    inner.replace_input_with(index, None)
+            graph.remove(node)
+
+
 def prepared(model: ir.Model, output: str | None = None) -> ir.Model:
     """A copy in the form that is lowered: no two values share a name, branches are filled."""
     sunk = model.clone()
@@ -100,6 +116,7 @@ def prepared(model: ir.Model, output: str | None = None) -> ir.Model:
         kept = next(value for value in sunk.graph.outputs if value.name == output)
         sunk.graph.outputs[:] = [kept]
         common.RemoveUnusedNodesPass()(sunk)
+    remove_unneeded(sunk)
     expand_functions(sunk)
     make_unique(sunk)
     SinkPass()(sunk)
