@@ -15,7 +15,7 @@ from gdu_compile.arrays import ArrayHeader, Headers, read_arrays
 from gdu_compile.contracts import DimSource, LogitsSite
 from gdu_compile.digits import Array
 from gdu_compile.errors import InputError, UnsupportedError
-from gdu_compile.legal_inputs import limits, size_named, whole_numbers
+from gdu_compile.legal_inputs import Sizes, limits, whole_numbers
 from gdu_compile.losses import DEFAULT_LOSS, IN_0_1, SIGNS, LossSpec, column_kind
 from gdu_compile.shapes import fits, list_shape
 
@@ -23,8 +23,8 @@ SYNTHETIC_SAMPLES = 256
 SYNTHETIC_CALLS = 16
 # Together no more numbers than this, but for the least number of samples.
 SYNTHETIC_NUMBERS, SYNTHETIC_LEAST = 1 << 21, 4
-# A dynamic dimension other than the batch gets this size in synthetic data.
-SYNTHETIC_DIM = 8
+# Dynamic dimensions other than the batch get this size in synthetic data.
+SYNTHETIC_SIZES = Sizes(8)
 # Others that are tried where the network does not run with it: a picture may be too small, a
 # sequence longer than its table of positions, a sound shorter than a window.
 OTHER_DIMS = (32, 128, 4, 2, 1, 512)
@@ -377,7 +377,7 @@ def synthetic_data(
     seed: int,
     loss: LossSpec | None = None,
     shape: Sequence[int] | None = None,
-    dim: int = SYNTHETIC_DIM,
+    dims: Sizes = SYNTHETIC_SIZES,
 ) -> Dataset:
     """Standard normal inputs; uniform random labels, or standard normal targets of values.
 
@@ -387,7 +387,7 @@ def synthetic_data(
         seed: of the random numbers.
         loss: what the labels are for; None for the default of the output kind.
         shape: of the logits; None to read it off ``site.dims``, where that is possible.
-        dim: the size of dynamic dimensions other than the batch.
+        dims: the sizes of dynamic dimensions other than the batch.
 
     Example:
         >>> import onnx_ir as ir
@@ -400,7 +400,7 @@ def synthetic_data(
     """
     loss = loss or fitting_loss(site, None)
     rng = np.random.default_rng(seed)
-    arrays, calls = synthetic_inputs(inputs, rng, calls=site.calls, dim=dim), site.calls
+    arrays, calls = synthetic_inputs(inputs, rng, calls=site.calls, dims=dims), site.calls
     if calls:
         _, site = lifted(inputs, site)
     sizes = known_shape(site, arrays, shape)
@@ -450,7 +450,7 @@ def size_of(dim: int | tuple[str, int], inputs: dict[str, Array]) -> int:
 
 def synthetic_inputs(
     inputs: Sequence[ir.Value], rng: np.random.Generator, *, calls: bool = False,
-    dim: int = SYNTHETIC_DIM, samples: int | None = None,
+    dims: Sizes = SYNTHETIC_SIZES, samples: int | None = None,
 ) -> dict[str, Array]:  # fmt: skip
     """Standard normal arrays; whole numbers that the network's operators allow, 0 and 1 where
     nothing is known; booleans.
@@ -459,7 +459,7 @@ def synthetic_inputs(
         inputs: the model's inputs.
         rng: the random numbers.
         calls: whether a sample is a whole call.
-        dim: the size of dynamic dimensions other than the batch.
+        dims: the sizes of dynamic dimensions other than the batch.
         samples: how many, where the model does not fix the batch; None for the usual number.
 
     Raises:
@@ -467,7 +467,7 @@ def synthetic_inputs(
         UnsupportedError: one has a kind that cannot be made.
     """
     check_inputs(inputs, calls=calls)
-    shapes = sample_shapes(inputs, calls=calls, dim=dim)
+    shapes = sample_shapes(inputs, calls=calls, dims=dims)
     count = samples or usual_number(shapes, calls=calls)
     if not calls:
         count = fixed_batch(inputs) or count
@@ -476,7 +476,7 @@ def synthetic_inputs(
         dtype, shape = numpy_dtype(value), (count, *sizes)
         try:
             if dtype.kind in "iub":
-                bounds = limits(value, lambda d: size_named(d, {}, dim))
+                bounds = limits(value, dims.of)
                 arrays[str(value.name)] = whole_numbers(shape, dtype, bounds, rng)
             else:
                 arrays[str(value.name)] = rng.standard_normal(shape).astype(dtype)
@@ -495,14 +495,14 @@ def seeded_inputs(model: ir.Model) -> dict[str, Array]:
 
 
 def sample_shapes(
-    inputs: Sequence[ir.Value], *, calls: bool, dim: int
+    inputs: Sequence[ir.Value], *, calls: bool, dims: Sizes
 ) -> list[tuple[int, ...]]:  # fmt: skip
     """The shape of one sample of each input."""
     shapes = []
     for value in inputs:
         if value.shape is None:
             raise UnsupportedError(f"input {value.name!r} has no shape; give --data")
-        sizes = [size_named(d, {}, dim) for d in value.shape]
+        sizes = [dims.of(dim) for dim in value.shape]
         shapes.append(tuple(sizes if calls else sizes[1:]))
     return shapes
 

@@ -7,7 +7,9 @@ both may depend on the sizes of other inputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
@@ -152,14 +154,45 @@ def whole_numbers(
     return numbers
 
 
-def size_named(dim: int | ir.SymbolicDim, known: Mapping[str, int], other: int) -> int:
-    """The size of a dimension; of a sum of names, as exporters write it, the sum.
+@dataclass(frozen=True)
+class Sizes:
+    """What size dynamic dimensions get.
+
+    Attributes:
+        other: of a dimension, and of a name in a sum.
+        known: of these names.
 
     Example:
-        >>> size_named(ir.SymbolicDim("past + sequence"), {"past": 3}, 8), size_named(5, {}, 8)
+        >>> sizes = Sizes(8, {"past": 3})
+        >>> sizes.of(ir.SymbolicDim("past + sequence")), sizes.of(5)
         (11, 5)
     """
-    if isinstance(dim, int):
-        return dim
-    terms = [term.strip() for term in (dim.value or "").split("+")]
-    return sum(int(t) if t.isdecimal() and len(t) < 19 else known.get(t, other) for t in terms)
+
+    other: int
+    known: Mapping[str, int] = field(default_factory=dict)
+
+    def of(self, dim: int | ir.SymbolicDim) -> int:
+        """The size of a dimension; of a sum of names, as exporters write it, the sum."""
+        if isinstance(dim, int):
+            return dim
+        terms = [term.strip() for term in (dim.value or "").split("+")]
+        return sum(
+            int(t) if t.isdecimal() and len(t) < 19 else self.known.get(t, self.other)
+            for t in terms
+        )
+
+
+def own_lengths(inputs: Sequence[ir.Value]) -> list[str]:
+    """Names of lengths that a mask alone has: torch.export has no name for a sum, and a mask may be
+    as long as the past and the new tokens together."""
+    names = {
+        value: {dim.value for dim in list(value.shape or ())[1:]
+                if isinstance(dim, ir.SymbolicDim) and dim.value}
+        for value in inputs
+    }  # fmt: skip
+    counts = Counter(name for own in names.values() for name in own)
+    return sorted(
+        name for value, own in names.items() for name in own
+        if counts[name] == 1 and (value.dtype == ir.DataType.BOOL or whole(value))
+        and limits(value, Sizes(USUAL[1] + 1).of)[1] == USUAL[1]
+    )  # fmt: skip

@@ -70,8 +70,8 @@ def prepare_data(extended: ir.Model, options: DataOptions, loss: LossSpec | None
             data, test = split(data, options.hold_out, options.seed)
     else:
         loss = loss or fitting_loss(site, None)
-        dim, shape = trial(extended, facts)
-        data = synthetic_data(inputs, site, options.seed, loss, shape, dim)
+        dims, shape = trial(extended, facts)
+        data = synthetic_data(inputs, site, options.seed, loss, shape, dims)
     if facts.memory is None:
         return PreparedData(data=data, test=test)
     check_samples(data, facts.memory.slots)

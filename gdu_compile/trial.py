@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,16 +12,17 @@ import onnx_ir as ir
 
 from gdu_compile import runtime, time_limit
 from gdu_compile.contracts import PASS_KEY, LogitsSite
-from gdu_compile.data import OTHER_DIMS, SYNTHETIC_DIM, fixed_batch, synthetic_inputs
+from gdu_compile.data import OTHER_DIMS, SYNTHETIC_SIZES, fixed_batch, synthetic_inputs
 from gdu_compile.digits import Array
 from gdu_compile.errors import InputError, UnsupportedError
+from gdu_compile.legal_inputs import Sizes, own_lengths
 from gdu_compile.metadata import Extension
 
 SAMPLES = 5
 
 
-def trial(extended: ir.Model, facts: Extension) -> tuple[int, list[int] | None]:
-    """The size of dynamic dimensions with which the base runs, and the logits' shape then.
+def trial(extended: ir.Model, facts: Extension) -> tuple[Sizes, list[int] | None]:
+    """The sizes of dynamic dimensions with which the base runs, and the logits' shape then.
 
     None for the shape where no run was needed: nothing but the batch is dynamic.
 
@@ -32,23 +33,23 @@ def trial(extended: ir.Model, facts: Extension) -> tuple[int, list[int] | None]:
     skip = 0 if site.calls else 1
     dims = [dim for value in extended.graph.inputs for dim in list(value.shape or ())[skip:]]
     if None not in site.dims[skip:] and all(isinstance(dim, int) for dim in dims):
-        return SYNTHETIC_DIM, None
+        return SYNTHETIC_SIZES, None
     with with_base_logits(extended, facts) as (path, names):
         try:
             return first_run(extended, site, path, names)
         except InputError:
             if None in site.dims[skip:]:
                 raise
-    return SYNTHETIC_DIM, None  # the check of the base says why it does not run
+    return SYNTHETIC_SIZES, None  # the check of the base says why it does not run
 
 
 def first_run(
     model: ir.Model, site: LogitsSite, path: Path, names: list[str]
-) -> tuple[int, list[int]]:
-    """The first size of dynamic dimensions with which the model runs, and the logits' shape.
+) -> tuple[Sizes, list[int]]:
+    """The first sizes of dynamic dimensions with which the model runs, and the logits' shape.
 
-    A size with which an answer says nothing (a mean over no elements) is taken if there is no
-    better one.
+    Sizes with which an answer says nothing (a mean over no elements) are taken if there are no
+    better ones.
 
     Args:
         model: the model.
@@ -63,9 +64,9 @@ def first_run(
     inputs = [value for value in model.graph.inputs if not value.is_initializer()]
     called = time_limit.PRESENT.get().name
     problem: InputError | None = None
-    second: tuple[int, list[int]] | None = None
-    for dim in dict.fromkeys([SYNTHETIC_DIM, *OTHER_DIMS, *baked_sizes(model)]):
-        arrays = synthetic_inputs(inputs, np.random.default_rng(0), calls=site.calls, dim=dim,
+    second: tuple[Sizes, list[int]] | None = None
+    for dims in candidates(model, inputs):
+        arrays = synthetic_inputs(inputs, np.random.default_rng(0), calls=site.calls, dims=dims,
                                   samples=SAMPLES)  # fmt: skip
         try:
             found = runtime.run(path, arrays, names, batch=fixed_batch(inputs),
@@ -79,7 +80,7 @@ def first_run(
                 "name another output with --logits"
             )
             continue
-        result = dim, list(found[site.output].shape)
+        result = dims, list(found[site.output].shape)
         if says_something(found[names[-1]]):
             return result
         second = second or result
@@ -87,6 +88,16 @@ def first_run(
         assert problem is not None
         raise problem
     return second
+
+
+def candidates(model: ir.Model, inputs: Sequence[ir.Value]) -> list[Sizes]:
+    """Sizes to try, the usual ones first; last with masks that are twice as long as what they may
+    be a mask of."""
+    usual = list(dict.fromkeys([SYNTHETIC_SIZES.other, *OTHER_DIMS, *baked_sizes(model)]))
+    found = [Sizes(dim) for dim in usual]
+    if names := own_lengths(inputs):
+        found += [Sizes(dim, dict.fromkeys(names, 2 * dim)) for dim in usual]
+    return found
 
 
 def says_something(logits: Array) -> bool:

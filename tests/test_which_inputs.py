@@ -95,6 +95,12 @@ NETWORKS: dict[str, tuple[str, str, str, Shapes, bool]] = {
         "x = Gather(E, ids) a = Constant<value_ints=[1]>() n = ReduceSum(mask, a) d = Sub(n, a) "
         "last = Cast<to=6>(d) s = Shape<start=1>(mask) total = Cast<to=6>(s) " + CACHED,
         {"E": (30, 8), **QKV}, False),
+    "a mask of past and new tokens under a name of its own": (
+        "int64[N,S] ids, int64[N,T] mask, float[N,P,4] past", "float[N,S,3] o",
+        "x = Gather(E, ids) k = Concat<axis=1>(past, x) f = Cast<to=1>(mask) "
+        "two = Constant<value_ints=[2]>() u = Unsqueeze(f, two) m = Mul(k, u) "
+        "one = Constant<value_ints=[1]>() r = ReduceSum(m, one) y = Add(x, r) o = MatMul(y, W)",
+        {"E": (9, 4), "W": (4, 3)}, False),
     "how many tokens to keep": (
         "float[N,T,4] x, int64 keep", "float[N,K,3] o", "a = Constant<value_ints=[1]>() "
         "k = Neg(keep) zero = Constant<value_ints=[0]>() s = Unsqueeze(k, zero) "
