@@ -74,15 +74,14 @@ def features(problem: Problem, layer: Layer) -> ir.Graph:
         part.initializers.add(value)
     shapes = {field.name: field.shape for field in problem.fields}
     for value in part.inputs:
-        assert value.shape is not None
-        batch = value.shape[0]
+        batch, *rest = value.shape or [None]  # a file need not say the shape of an input
         if isinstance(batch, int) and batch != problem.samples:
             raise UnsupportedError(
                 f"input {value.name!r} of the base takes batches of {batch} only, and the oracle "
                 f"has to read all {problem.samples} samples at once; export the base with a "
                 "dynamic batch, or give as many samples"
             )
-        value.shape = ir.Shape([batch, *shapes.get(str(value.name), value.shape[1:])])
+        value.shape = ir.Shape([batch, *shapes.get(str(value.name), rest)])
     return part
 
 
