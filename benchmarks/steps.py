@@ -16,8 +16,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.timing import Candidate, Row, alternate, timed_row
-from gdu_compile.data import synthetic_data
 from gdu_compile.metadata import Extension
+from gdu_compile.synthetic import synthetic_data
 from gdu_compile.torch_backend import GraphModule
 
 Inputs = dict[str, npt.NDArray[Any]]

@@ -14,11 +14,11 @@ from gdu_compile import model_io, runtime, specialize
 from gdu_compile.bits import same_bits
 from gdu_compile.constants import alias
 from gdu_compile.contracts import Restored, state_of
-from gdu_compile.data import seeded_inputs
 from gdu_compile.default_inputs import make_constants
 from gdu_compile.digits import Array
 from gdu_compile.errors import InputError, UnsupportedError
 from gdu_compile.metadata import Extension
+from gdu_compile.synthetic import seeded_inputs
 
 ModelLike = str | PathLike[str] | ir.Model
 

@@ -9,12 +9,13 @@ import onnx_ir as ir
 from gdu_compile import carrying
 from gdu_compile.arrays import read_arrays
 from gdu_compile.batches import Indices, first_pass, steps_of_a_pass
-from gdu_compile.data import Dataset, fitting_loss, load_data, split, synthetic_data
+from gdu_compile.data import Dataset, fitting_loss, load_data, split
 from gdu_compile.losses import LossSpec
 from gdu_compile.metadata import Extension
 from gdu_compile.optimizers import OptimizerSpec
 from gdu_compile.options import DataOptions, TrainOptions
 from gdu_compile.report import Report
+from gdu_compile.synthetic import synthetic_data
 from gdu_compile.training_set import Classes, check_samples, classes_of
 from gdu_compile.trial import trial
 

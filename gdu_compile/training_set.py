@@ -12,17 +12,11 @@ import onnx_ir as ir
 
 from gdu_compile.arrays import read_arrays
 from gdu_compile.contracts import Field, LogitsSite
-from gdu_compile.data import (
-    Dataset,
-    arrays_for,
-    check_inputs,
-    held_out,
-    numpy_dtype,
-    synthetic_inputs,
-)
+from gdu_compile.data import Dataset, arrays_for, check_inputs, held_out, numpy_dtype
 from gdu_compile.digits import Array
 from gdu_compile.errors import InputError
 from gdu_compile.losses import SIGNS, LossSpec
+from gdu_compile.synthetic import synthetic_inputs
 
 Classes = npt.NDArray[np.int64]
 

@@ -12,11 +12,12 @@ import onnx_ir as ir
 
 from gdu_compile import runtime, time_limit
 from gdu_compile.contracts import PASS_KEY, LogitsSite
-from gdu_compile.data import OTHER_DIMS, SYNTHETIC_SIZES, fixed_batch, synthetic_inputs
+from gdu_compile.data import fixed_batch
 from gdu_compile.digits import Array
 from gdu_compile.errors import InputError, UnsupportedError
 from gdu_compile.legal_inputs import Sizes, own_lengths
 from gdu_compile.metadata import Extension
+from gdu_compile.synthetic import OTHER_DIMS, SYNTHETIC_SIZES, synthetic_inputs
 
 SAMPLES = 5
 

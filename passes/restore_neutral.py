@@ -22,7 +22,6 @@ from gdu_compile.passes._base import GduPass
 from gdu_compile import runtime
 from gdu_compile.bits import max_abs_diff, same_bits
 from gdu_compile.contracts import Restored, State
-from gdu_compile.data import seeded_inputs
 from gdu_compile.digits import Array
 from gdu_compile.errors import GduError, UnsupportedError
 from gdu_compile.name_matching import WHOLE, is_other_export
@@ -30,6 +29,7 @@ from gdu_compile.onnx_weights import at_opset
 from gdu_compile.oracle_weights import OracleWeights
 from gdu_compile.restoring import planned, put_back
 from gdu_compile.structure import match_structure
+from gdu_compile.synthetic import seeded_inputs
 
 NAMED = 3
 """So many places are listed."""

@@ -13,9 +13,9 @@ from test_record import assert_reproduced
 
 import gdu_compile
 from gdu_compile.calls import by_calls
-from gdu_compile.data import SYNTHETIC_CALLS, SYNTHETIC_SAMPLES, synthetic_inputs
 from gdu_compile.errors import InputError
 from gdu_compile.metadata import Extension
+from gdu_compile.synthetic import SYNTHETIC_CALLS, SYNTHETIC_SAMPLES, synthetic_inputs
 
 Shapes = dict[str, tuple[int, ...]]
 W: Shapes = {"W": (4, 3)}
