@@ -223,6 +223,9 @@ def other_form(node: ir.Node) -> str | None:
                 "signs of all coefficients")  # fmt: skip
     if after == "PROBIT" and classes == 2 and "prob_a" not in node.attributes:
         return "with post_transform PROBIT onnxruntime leaves one score of two classes unset"
+    if node.attributes.get_string("kernel_type", "LINEAR") == "POLY" and kernel_params(node)[2] % 1:
+        return ("with a degree that is no whole number a score may be NaN, and rewritten, one such "
+                "score makes all of its sample NaN")  # fmt: skip
     return too_large(node, terms(per_class)[0].size if per_class else 0)
 
 
